@@ -1,0 +1,100 @@
+"""What a computation runs on: device, seed, versions, memory, and how progress is shown."""
+
+from __future__ import annotations
+
+import platform
+import random
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "torchvision", "timm", "kornia", "scikit-learn", "numpy", "pandas")
+
+
+def project_path(path: str | Path) -> Path:
+    """A notebook's path: absolute as it is, relative from the repository root.
+
+    JupyterLab, papermill and pytest each start a notebook in another folder.
+    """
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else PROJECT_ROOT / path
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The device to compute on.
+
+    Parameters
+    ----------
+    device : str
+        "auto" takes the accelerator that torch finds, else the CPU; any torch name is taken as it is.
+
+    Raises
+    ------
+    ValueError
+        If torch has no such device here.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={device!r} can't be used here ({reason}); 'auto' takes what is there") from None
+    return torch.device(device)
+
+
+def set_seed(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch; only a notebook's setup cell calls this."""
+    if seed < 0:
+        raise ValueError(f"seed={seed}: expected 0 or more")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries that draw from the global one)
+    torch.manual_seed(seed)
+
+
+def torch_generator(*seeds: int) -> torch.Generator:
+    """A CPU generator seeded by several numbers together, say a run's seed and a purpose."""
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) % 2**63)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def commit() -> str:
+    """The repository's commit, with "+changes" if files differ from it; empty outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"],
+            cwd=PROJECT_ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return described.stdout.strip()
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory in MiB: of the accelerator, or of this process since it started."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def progress_bar(*, total: int, desc: str, unit: str, show: bool = True, **options) -> tqdm:
+    """A bar with the time left; where nobody watches (a log file), a line every 30 s at most."""
+    interval = 0.2 if sys.stderr.isatty() or "ipykernel" in sys.modules else 30
+    return tqdm(total=total, desc=desc, unit=unit, disable=not show, mininterval=interval, **options)

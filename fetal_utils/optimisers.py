@@ -1,0 +1,69 @@
+"""Optimisers and learning-rate schedule shared by pretraining and supervised training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict]:
+    """A module's parameters in two groups, weight decay not on biases and normalisation layers.
+
+    Parameters
+    ----------
+    module : Module
+    weight_decay : float
+        For parameters with two or more dimensions; 0 for the others.
+
+    Returns
+    -------
+    list of dict
+        Two parameter groups for a torch optimiser.
+    """
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def build_optimiser(module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`."""
+    return torch.optim.AdamW(parameter_groups(module, weight_decay=weight_decay), lr=lr)
+
+
+def warmup_cosine(optimiser: torch.optim.Optimizer, *, n_steps: int, n_warmup: int) -> LambdaLR:
+    """Linear warm-up to the optimiser's rate, then a cosine to 0 at ``n_steps``; stepped per step.
+
+    Parameters
+    ----------
+    optimiser : Optimizer
+    n_steps, n_warmup : int
+        Optimiser steps in all and of the warm-up; 0 <= n_warmup < n_steps.
+
+    Returns
+    -------
+    LambdaLR
+
+    Raises
+    ------
+    ValueError
+        If the warm-up is not shorter than the training.
+
+    References
+    ----------
+    Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5, one cycle.
+    """
+    if not 0 <= n_warmup < n_steps:
+        raise ValueError(f"n_warmup={n_warmup} of n_steps={n_steps}: expected fewer warm-up steps than steps")
+
+    def factor(step: int) -> float:
+        if step < n_warmup:
+            return (step + 1) / n_warmup
+        progress = min(1.0, (step - n_warmup) / (n_steps - n_warmup))
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimiser, factor)

@@ -1,0 +1,72 @@
+"""The parameters that notebooks share: what each may be, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import timm
+
+from fetal_utils.environment import pick_device
+from fetal_utils.images import ImageFormat
+from fetal_utils.strategies import STRATEGIES
+from fetal_utils.transforms import check_preset
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the value of a parameter, or each value of a list, must be."""
+
+    names: tuple[str, ...]
+    holds: Callable[[object], bool]
+    expected: str
+
+
+RULES = (
+    Rule(("label_fraction", "label_fractions"), lambda x: 0 < x <= 1, "more than 0 and at most 1 (1 % is 0.01)"),
+    Rule(("val_fraction",), lambda x: 0 < x <= 0.5, "more than 0 and at most 0.5"),
+    Rule(("seed", "seeds", "draw", "draws"), lambda x: x >= 0, "0 or more"),
+    Rule(("n_epochs", "n_steps", "n_evaluations", "n_resamples"), lambda x: x >= 1, "1 or more"),
+    Rule(("batch_size", "pretraining_batch_size"), lambda x: x >= 2, "2 images or more"),
+    Rule(("lr", "pretraining_lr", "temperature"), lambda x: x > 0, "more than 0"),
+    Rule(("phantom_patients",), lambda x: x >= 12, "12 patients or more, so that every plane has some"),
+    Rule(("strategy", "strategies"), lambda x: x in STRATEGIES, f"one of {list(STRATEGIES)}"),
+    Rule(("backbone",), timm.is_model, "the name of a timm network, such as tf_efficientnet_lite0 or resnet18"),
+)
+
+# parameters whose own module says what is wrong with them
+CHECKS: dict[str, Callable[[object], object]] = {
+    "image_size": lambda value: ImageFormat(value),
+    "geometry": lambda value: ImageFormat(64, value),
+    "augmentation": check_preset,
+    "device": pick_device,
+}
+
+
+def check_parameters(parameters: Mapping[str, object]) -> None:
+    """Check the values of a notebook's parameters; names that have no rule are passed over.
+
+    Parameters
+    ----------
+    parameters : mapping of str to object
+        Names and values.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range; the parameter, its value and what was expected are named.
+    """
+    for rule in RULES:
+        for name in set(rule.names) & set(parameters):
+            check_rule(rule, name, parameters[name])
+    for name in set(CHECKS) & set(parameters):
+        CHECKS[name](parameters[name])
+
+
+def check_rule(rule: Rule, name: str, value: object) -> None:
+    """Apply a rule to a value or to each value of a list."""
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if not values:
+        raise ValueError(f"{name} is empty: expected at least one value, {rule.expected}")
+    if wrong := [one for one in values if not rule.holds(one)]:
+        raise ValueError(f"{name}={wrong[0]!r}: expected {rule.expected}")

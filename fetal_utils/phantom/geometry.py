@@ -1,0 +1,127 @@
+"""Where the beams of a probe run, and how their samples become the pixels of a screen.
+
+Frame of the probe: x along its face, z into the body, mm; the origin is the centre of a curved probe's arc, or the
+middle of a linear probe's face.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Curved (``radius_mm`` > 0, ``half_angle_deg``) or linear (``radius_mm`` = 0, ``half_width_mm``) probe."""
+
+    radius_mm: float
+    half_angle_deg: float = 0.0
+    half_width_mm: float = 0.0
+
+    def to_beam(self, x_mm: np.ndarray, z_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Range (mm) and beam position (radians, or mm for a linear probe) of points of the slice."""
+        if self.radius_mm == 0:
+            return z_mm, x_mm
+        return np.hypot(x_mm, z_mm), np.arctan2(x_mm, z_mm)
+
+    def to_slice(self, ranges: np.ndarray, beams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inverse of ``to_beam``: x and z (mm)."""
+        if self.radius_mm == 0:
+            return beams, ranges
+        return ranges * np.sin(beams), ranges * np.cos(beams)
+
+    @property
+    def half_beam(self) -> float:
+        """Largest beam position (radians, or mm for a linear probe)."""
+        return self.half_width_mm if self.radius_mm == 0 else np.deg2rad(self.half_angle_deg)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The part of the slice that is shown: position of the top left corner and pixel size (mm), shape in pixels."""
+
+    left_mm: float
+    top_mm: float
+    pixel_mm: float
+    height: int
+    width: int
+
+    def to_slice(self) -> tuple[np.ndarray, np.ndarray]:
+        """x and z (mm) of every pixel centre, float32 (height, width)."""
+        x = self.left_mm + self.pixel_mm * (np.arange(self.width, dtype=np.float32) + 0.5)
+        z = self.top_mm + self.pixel_mm * (np.arange(self.height, dtype=np.float32) + 0.5)
+        return np.broadcast_to(x, (self.height, self.width)), np.broadcast_to(z[:, None], (self.height, self.width))
+
+
+@dataclass(frozen=True)
+class BeamGrid:
+    """Evenly spaced samples along evenly spaced beams that cover what a screen shows of a probe's field."""
+
+    probe: Probe
+    first_range_mm: float
+    range_step_mm: float
+    n_ranges: int
+    first_beam: float
+    beam_step: float
+    n_beams: int
+    rows: np.ndarray  # fractional sample of every pixel, (height, width)
+    cols: np.ndarray
+
+    @property
+    def ranges_mm(self) -> np.ndarray:
+        """Range of every sample from the probe's face, mm, shape (n_ranges,)."""
+        first = self.first_range_mm - self.probe.radius_mm
+        return (first + self.range_step_mm * np.arange(self.n_ranges)).astype(np.float32)
+
+    def to_slice(self) -> tuple[np.ndarray, np.ndarray]:
+        """x and z (mm) of every sample, float32 (n_ranges, n_beams)."""
+        ranges = self.first_range_mm + self.range_step_mm * np.arange(self.n_ranges, dtype=np.float32)
+        beams = self.first_beam + self.beam_step * np.arange(self.n_beams, dtype=np.float32)
+        x, z = self.probe.to_slice(ranges[:, None], beams[None])
+        shape = (self.n_ranges, self.n_beams)
+        return np.broadcast_to(x, shape), np.broadcast_to(z, shape)
+
+    def to_screen(self, samples: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+        """Scan conversion: (n_ranges, n_beams) to (height, width); zero outside the field of the probe."""
+        if nearest:
+            rows, cols = np.rint(self.rows).astype(np.int32), np.rint(self.cols).astype(np.int32)
+            inside = (rows >= 0) & (rows < self.n_ranges) & (cols >= 0) & (cols < self.n_beams)
+            return np.where(inside, samples[rows.clip(0, self.n_ranges - 1), cols.clip(0, self.n_beams - 1)], 0)
+        return ndimage.map_coordinates(samples, (self.rows, self.cols), order=1, cval=0, prefilter=False)
+
+
+def cover(probe: Probe, screen: Screen, *, beam_width: float, max_depth_mm: float) -> BeamGrid:
+    """The beam grid for a screen.
+
+    Parameters
+    ----------
+    probe, screen : Probe, Screen
+        What is insonated and what is shown of it.
+    beam_width : float
+        Width of a beam (radians, or mm for a linear probe); beams are at most two thirds of it apart.
+    max_depth_mm : float
+        Depth below the probe's face where the field ends.
+
+    Returns
+    -------
+    BeamGrid
+        One sample per pixel along the beam; 64 to 224 beams.
+
+    Raises
+    ------
+    ValueError
+        If the screen shows nothing of the field.
+    """
+    ranges, beams = probe.to_beam(*screen.to_slice())
+    inside = (np.abs(beams) <= probe.half_beam) & (ranges >= probe.radius_mm)
+    inside &= ranges <= probe.radius_mm + max_depth_mm
+    if not inside.any():
+        raise ValueError(f"the screen {screen} shows nothing of the field of {probe}; move it over the field")
+    first, last = float(ranges[inside].min()), float(ranges[inside].max())
+    left, right = float(beams[inside].min()), float(beams[inside].max())
+    step = 1.1 * screen.pixel_mm
+    n_ranges = int((last - first) / step) + 2
+    n_beams = int(np.clip((right - left) / (0.66 * beam_width), 64, 224))
+    beam_step = (right - left) / (n_beams - 1)
+    rows = np.where(inside, (ranges - first) / step, -10)
+    return BeamGrid(probe, first, step, n_ranges, left, beam_step, n_beams, rows, (beams - left) / beam_step)

@@ -1,0 +1,85 @@
+"""Thighs, lower legs, arms and the umbilical cord as solids, each in a frame of its own.
+
+Frame of a limb: x along the bone, from the trunk outwards; y and z across it; origin in the middle of the first bone.
+"""
+
+import numpy as np
+
+from fetal_utils.phantom.shapes import Part, Solid, ellipsoid, tube
+from fetal_utils.phantom.structures import Structure as S
+
+
+def build_leg(name: str, *, femur_mm: float, origin, rotation: np.ndarray, rng: np.random.Generator) -> Part:
+    """Thigh with the femur (``femur_mm`` long), flexed knee, lower leg with tibia and fibula, foot."""
+    half = femur_mm / 2
+    bow = rng.uniform(0.02, 0.07) * femur_mm
+    middle = np.array([0.0, 0.0, bow])
+    bone = max(1.2, 0.055 * femur_mm)
+    flexion = np.deg2rad(rng.uniform(40, 120))
+    knee = np.array([half * 1.12, 0, 0])
+    down = np.array([np.cos(flexion), 0, -np.sin(flexion)])
+    ankle = knee + down * 0.95 * femur_mm
+    across = np.array([0, 1.0, 0])
+    solids = [
+        *_limb_flesh([-1.25 * half, 0, 0], knee, 0.30 * femur_mm),
+        *_limb_flesh(knee, ankle, 0.21 * femur_mm),
+        *_limb_flesh(ankle, ankle + 0.45 * femur_mm * np.array([down[2], 0, -down[0]]), 0.12 * femur_mm),
+        *_bowed_bone(S.FEMUR, [-half, 0, 0], middle, [half, 0, 0], bone),
+        ellipsoid(S.SOFT_TISSUE, knee, np.full(3, 0.09 * femur_mm)),  # cartilage of the knee
+        tube(S.LONG_BONE, knee + 0.10 * femur_mm * down, ankle, 0.9 * bone),
+        tube(S.LONG_BONE, knee + across * 4 * bone + 0.12 * femur_mm * down, ankle + across * 2 * bone, 0.6 * bone),
+    ]
+    for toe in np.linspace(0.1, 0.42, 4):
+        centre = ankle + toe * femur_mm * np.array([down[2], 0, -down[0]])
+        solids.append(ellipsoid(S.SMALL_BONE, centre, np.full(3, 0.9 * bone)))
+    return Part(name, np.asarray(origin, float), rotation, tuple(solids))
+
+
+def build_arm(name: str, *, humerus_mm: float, origin, rotation: np.ndarray, rng: np.random.Generator) -> Part:
+    """Upper arm, flexed elbow, forearm with two bones, hand with five fingers."""
+    half, bone = humerus_mm / 2, max(1.1, 0.05 * humerus_mm)
+    flexion = np.deg2rad(rng.uniform(60, 140))
+    elbow = np.array([half * 1.1, 0, 0])
+    out = np.array([np.cos(flexion), 0, np.sin(flexion)])
+    wrist = elbow + 0.85 * humerus_mm * out
+    across = np.array([0, 1.0, 0])
+    solids = [
+        *_limb_flesh([-1.1 * half, 0, 0], elbow, 0.20 * humerus_mm),
+        *_limb_flesh(elbow, wrist, 0.16 * humerus_mm),
+        *_limb_flesh(wrist, wrist + 0.2 * humerus_mm * out, 0.13 * humerus_mm),
+        tube(S.LONG_BONE, [-half, 0, 0], [half, 0, 0], bone),
+        tube(S.LONG_BONE, elbow + 0.08 * humerus_mm * out + across * 1.8 * bone, wrist + across * 1.5 * bone, 0.7 * bone),
+        tube(S.LONG_BONE, elbow + 0.08 * humerus_mm * out - across * 1.8 * bone, wrist - across * 1.5 * bone, 0.7 * bone),
+    ]
+    for spread in np.linspace(-0.5, 0.5, 5):
+        finger = out + spread * across
+        finger /= np.linalg.norm(finger)
+        start, end = wrist + 0.12 * humerus_mm * finger, wrist + 0.42 * humerus_mm * finger
+        solids += [tube(S.SKIN, start, end, 1.5 * bone), tube(S.SMALL_BONE, start, end, 0.5 * bone)]
+    return Part(name, np.asarray(origin, float), rotation, tuple(solids))
+
+
+def build_cord(*, radius_mm: float, origin, rng: np.random.Generator) -> Part:
+    """A few loops of the umbilical cord: one vein with two arteries turning round it."""
+    angles = np.linspace(0, 1, 22)
+    turns = 2 * np.pi * (angles[:, None] * rng.uniform(1.2, 2.2, 3) + rng.random(3))
+    path = 6.0 * radius_mm * np.sin(turns) * np.array([0.6, 1.0, 1.0]) + np.array([4.5 * radius_mm, 0, 0])
+    path[0] = 0
+    solids: list[Solid] = []
+    for start, end in zip(path[:-1], path[1:], strict=True):
+        solids.append(tube(S.CORD_WALL, start, end, radius_mm))
+    for index, (start, end) in enumerate(zip(path[:-1], path[1:], strict=True)):
+        turn = np.array([0, np.cos(1.3 * index), np.sin(1.3 * index)]) * 0.5 * radius_mm
+        solids.append(tube(S.CORD_VESSEL, start + turn, end + turn, 0.38 * radius_mm))
+        solids.append(tube(S.CORD_VESSEL, start - turn, end - turn, 0.22 * radius_mm))
+        solids.append(tube(S.CORD_VESSEL, start - turn[[0, 2, 1]], end - turn[[0, 2, 1]], 0.20 * radius_mm))
+    return Part("cord", np.asarray(origin, float), np.eye(3), tuple(solids))
+
+
+def _limb_flesh(start, end, radius: float) -> list[Solid]:
+    """Skin and muscle round a bone that runs from ``start`` to ``end`` (mm)."""
+    return [tube(S.SKIN, start, end, radius), tube(S.THIGH, start, end, radius - 0.9)]
+
+
+def _bowed_bone(label: int, start, middle, end, thickness: float) -> list[Solid]:
+    return [tube(label, start, middle, thickness), tube(label, middle, end, thickness)]

@@ -1,0 +1,220 @@
+"""Implicit solids in millimetres, and how a list of them is painted onto points in space.
+
+Points are float32 arrays of shape (3, n_rows, n_cols): a slice through the volume, sampled on any grid.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+BLUNT, BOX = (2, 2, 4), (4, 4, 4)  # powers of a solid with flat ends along z, and of a box with round edges
+COARSE = 8  # grid step of the search for the part of a slice that a solid can reach
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """Solid ``sum((axes @ (p - centre)) ** powers) <= 1``.
+
+    Parameters
+    ----------
+    label : int
+        Label painted inside.
+    centre : array, shape (3,)
+        Centre, mm.
+    axes : array, shape (3, 3)
+        Rows are unit directions divided by the half-lengths, 1 / mm.
+    powers : tuple of int
+        2 or 4 for each axis: an ellipsoid has 2 for all, 4 makes an axis blunt like a box.
+    """
+
+    label: int
+    centre: np.ndarray
+    axes: np.ndarray
+    powers: tuple[int, int, int] = (2, 2, 2)
+    radius: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        half_lengths = 1 / np.linalg.norm(self.axes, axis=1)
+        corner = 1.0 if max(self.powers) == 2 else 3**0.25  # a boxy solid reaches beyond its half-lengths
+        object.__setattr__(self, "radius", float(half_lengths.max() * corner))
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Whether each point lies inside; (3, n_rows, n_cols) to bool (n_rows, n_cols)."""
+        offset = (points - self.centre[:, None, None].astype(np.float32)).reshape(3, -1)
+        scaled = self.axes.astype(np.float32) @ offset
+        scaled *= scaled
+        for axis, power in enumerate(self.powers):
+            if power == 4:
+                scaled[axis] *= scaled[axis]
+        value = scaled[0] + scaled[1] + scaled[2]
+        return (value <= 1).reshape(points.shape[1:])
+
+
+@dataclass(frozen=True)
+class Tube:
+    """Points closer than ``thickness`` (mm) to the segment from ``start`` to ``end`` (mm): bones and vessels."""
+
+    label: int
+    start: np.ndarray
+    end: np.ndarray
+    thickness: float
+
+    @cached_property
+    def centre(self) -> np.ndarray:
+        return (self.start + self.end) / 2
+
+    @cached_property
+    def radius(self) -> float:
+        return float(np.linalg.norm(self.end - self.start) / 2 + self.thickness)
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Whether each point lies inside; (3, n_rows, n_cols) to bool (n_rows, n_cols)."""
+        along = (self.end - self.start).astype(np.float32)
+        offset = (points - self.start[:, None, None].astype(np.float32)).reshape(3, -1)
+        fraction = np.clip(along @ offset / max(float(along @ along), 1e-6), 0, 1)
+        offset -= along[:, None] * fraction
+        return (np.einsum("ij,ij->j", offset, offset) <= self.thickness**2).reshape(points.shape[1:])
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """``solid`` repeated along the z axis ``n_each_side`` times either way, ``pitch`` mm apart, and ``slope``d.
+
+    ``slope`` shears the copies: z grows by ``slope`` mm for each mm of x, which makes a ring a rib.
+    """
+
+    solid: Ellipsoid | Tube
+    pitch: float
+    n_each_side: int
+    slope: float = 0.0
+
+    @property
+    def label(self) -> int:
+        return self.solid.label
+
+    @property
+    def centre(self) -> np.ndarray:
+        return self.solid.centre
+
+    @property
+    def radius(self) -> float:
+        return self.solid.radius * (1 + abs(self.slope)) + self.pitch * self.n_each_side
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Whether each point lies inside a copy; (3, n_rows, n_cols) to bool (n_rows, n_cols)."""
+        folded = points.copy()
+        height = points[2] - self.slope * points[0] - self.centre[2]
+        copy = np.clip(np.round(height / self.pitch), -self.n_each_side, self.n_each_side)
+        folded[2] = height - copy * self.pitch + self.centre[2]
+        return self.solid.contains(folded)
+
+
+@dataclass(frozen=True)
+class Without:
+    """``solid`` where ``hole`` is not: rings and crescents."""
+
+    solid: Ellipsoid | Tube | Repeated
+    hole: Ellipsoid | Tube
+
+    @property
+    def label(self) -> int:
+        return self.solid.label
+
+    @property
+    def centre(self) -> np.ndarray:
+        return self.solid.centre
+
+    @property
+    def radius(self) -> float:
+        return self.solid.radius
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Whether each point lies in the solid and outside the hole."""
+        return self.solid.contains(points) & ~self.hole.contains(points)
+
+
+Solid = Ellipsoid | Tube | Repeated | Without
+
+
+def ellipsoid(label, centre, half_lengths, *, rotation=None, powers: tuple[int, int, int] = (2, 2, 2)) -> Ellipsoid:
+    """Ellipsoid from half-lengths in mm; columns of ``rotation`` (3, 3) are its axes (default x, y, z)."""
+    rotation = np.eye(3) if rotation is None else rotation
+    axes = rotation.T / np.asarray(half_lengths, float)[:, None]
+    return Ellipsoid(label, np.asarray(centre, float), axes, powers)
+
+
+def tube(label, start, end, thickness: float) -> Tube:
+    """Tube between two points given as sequences, mm."""
+    return Tube(label, np.asarray(start, float), np.asarray(end, float), float(thickness))
+
+
+def rotation_about(axis: int, degrees: float) -> np.ndarray:
+    """Right-handed rotation matrix (3, 3) about coordinate axis 0, 1 or 2."""
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    first, second = (axis + 1) % 3, (axis + 2) % 3
+    matrix = np.eye(3)
+    matrix[first, first] = matrix[second, second] = c
+    matrix[first, second], matrix[second, first] = -s, s
+    return matrix
+
+
+@dataclass(frozen=True)
+class Part:
+    """A body part: solids in its own frame, and that frame in the fetus (origin in mm, columns are its axes)."""
+
+    name: str
+    origin: np.ndarray
+    rotation: np.ndarray
+    solids: tuple[Solid, ...]
+
+    def to_body(self, local: np.ndarray) -> np.ndarray:
+        """Position in the fetus (3,) of a position in the part's own frame (3,), mm."""
+        return self.origin + self.rotation @ np.asarray(local, float)
+
+    @cached_property
+    def bounds(self) -> Ellipsoid:
+        """A ball around all solids, in the frame of the fetus."""
+        centre = np.mean([solid.centre for solid in self.solids], axis=0)
+        radius = max(np.linalg.norm(solid.centre - centre) + solid.radius for solid in self.solids)
+        return ellipsoid(0, self.to_body(centre), np.full(3, radius))
+
+    def paint(self, labels: np.ndarray, points: np.ndarray) -> None:
+        """Write the labels of the part's solids into ``labels`` (n_rows, n_cols), later solids on top."""
+        (block,) = blocks_within(points, (self.bounds,))
+        if block is None:
+            return
+        offset = points[(slice(None), *block)] - self.origin[:, None, None].astype(np.float32)
+        local = (self.rotation.T.astype(np.float32) @ offset.reshape(3, -1)).reshape(offset.shape)
+        paint(labels[block], local, self.solids)
+
+
+def paint(labels: np.ndarray, points: np.ndarray, solids: tuple[Solid, ...]) -> None:
+    """Write each solid's label into ``labels`` (n_rows, n_cols) where ``points`` lie inside it, in order."""
+    for solid, block in zip(solids, blocks_within(points, solids), strict=True):
+        if block is not None:
+            labels[block][solid.contains(points[(slice(None), *block)])] = solid.label
+
+
+def blocks_within(points: np.ndarray, solids: tuple[Solid, ...]) -> list[tuple[slice, slice] | None]:
+    """For each solid, rows and columns of ``points`` that hold every point it can reach, or None.
+
+    Searched on every ``COARSE``-th point and widened by what lies between two of those, so no point is missed.
+    """
+    coarse = points[:, ::COARSE, ::COARSE]
+    shape = coarse.shape[1:]
+    # the last rows and columns may lie up to one coarse step beyond the last coarse point
+    reach = sum(np.sqrt((np.diff(coarse, axis=axis) ** 2).sum(axis=0)).max(initial=0) for axis in (1, 2))
+    flat = coarse.reshape(3, -1)
+    centres = np.array([solid.centre for solid in solids], np.float32)  # (n_solids, 3)
+    radii = np.array([solid.radius for solid in solids], np.float32)
+    distance = (flat**2).sum(axis=0) - 2 * centres @ flat + (centres**2).sum(axis=1)[:, None]  # squared
+    near = (distance <= ((radii + reach) ** 2 * 1.001 + 1e-3)[:, None]).reshape(-1, *shape)
+    rows, cols = near.any(axis=2), near.any(axis=1)
+    return [_block(row, col) if row.any() else None for row, col in zip(rows, cols, strict=True)]
+
+
+def _block(rows: np.ndarray, cols: np.ndarray) -> tuple[slice, slice]:
+    """Fine rows and columns around the marked coarse ones."""
+    ends = [(mark.argmax(), len(mark) - mark[::-1].argmax()) for mark in (rows, cols)]
+    return tuple(slice(max(first - 1, 0) * COARSE, last * COARSE) for first, last in ends)

@@ -1,0 +1,25 @@
+"""Every figure of the study, to import from one place.
+
+Each function draws on the axes given and returns it, or returns a new figure where it draws several axes. None
+shows or saves: that is the notebook's.
+"""
+
+from fetal_utils.data_plots import contact_sheet, plot_counts, plot_images_per_patient
+from fetal_utils.palette import PLANE_COLOURS, STRATEGY_COLOURS, colours_for, short_names
+from fetal_utils.result_plots import plot_confusion, plot_label_efficiency, plot_per_class
+from fetal_utils.training_plots import plot_learning_curves, plot_simclr_log
+
+__all__ = [
+    "PLANE_COLOURS",
+    "STRATEGY_COLOURS",
+    "colours_for",
+    "contact_sheet",
+    "plot_confusion",
+    "plot_counts",
+    "plot_images_per_patient",
+    "plot_label_efficiency",
+    "plot_learning_curves",
+    "plot_per_class",
+    "plot_simclr_log",
+    "short_names",
+]

@@ -1,0 +1,278 @@
+"""Runs: a record of settings in, a folder of results out; what exists is never computed again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+import torch
+from filelock import FileLock
+
+from fetal_utils.dataset import Dataset
+from fetal_utils.environment import (
+    commit,
+    peak_memory_mib,
+    pick_device,
+    progress_bar,
+    versions,
+)
+
+# Raised when the code gives other numbers for the same settings: older results are then not reused.
+RESULTS_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What makes a run; a subclass adds fields and says how they become results.
+
+    A field may hold the settings of another run, which this run starts from; the graph of runs
+    is read off these and kept nowhere else.
+    """
+
+    kind: ClassVar[str]
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise a ValueError for settings that can't be computed, before any run starts."""
+
+    def compute(self, work: Work) -> None:
+        """Do the work and leave its files in ``work.folder``."""
+        raise NotImplementedError
+
+    def starts_from(self) -> list[Settings]:
+        """The runs whose results this one reads."""
+        values = (getattr(self, entry.name) for entry in dataclasses.fields(self))
+        return [value for value in values if isinstance(value, Settings)]
+
+    def to_dict(self) -> dict:
+        """All fields with the kind, nested where a field holds settings; for JSON."""
+        return {"kind": self.kind} | {
+            entry.name: plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)
+        }
+
+
+def plain(value: object) -> object:
+    """A field's value as JSON holds it."""
+    if isinstance(value, Settings):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value):
+        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    return list(map(plain, value)) if isinstance(value, (tuple, list)) else value
+
+
+@dataclass
+class Work:
+    """What a run's `Settings.compute` is given.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the run's files go; it keeps its unfinished name until they are all there.
+    dataset : Dataset
+    store : RunStore
+        For the results of the runs that this one starts from.
+    device : torch.device
+    facts : dict
+        What the computation counted (images, patients, optimiser steps, views); goes into the record.
+    earlier_s : float
+        Seconds spent by earlier, interrupted attempts; set by whoever reads the checkpoint.
+    """
+
+    folder: Path
+    dataset: Dataset
+    store: RunStore
+    device: torch.device
+    facts: dict = field(default_factory=dict)
+    earlier_s: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of work so far, earlier attempts included."""
+        return self.earlier_s + time.perf_counter() - self.started
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its settings, its folder and what lies in it."""
+
+    settings: Settings
+    folder: Path
+
+    @cached_property
+    def record(self) -> dict:
+        """What made the run: settings, versions, device, commit, facts, seconds, peak memory."""
+        return json.loads((self.folder / "record.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def log(self) -> pd.DataFrame:
+        """One row per epoch."""
+        return pd.read_csv(self.folder / "log.csv")
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """One row per test image: patient, machine, true and predicted class, probabilities."""
+        return pd.read_csv(self.folder / "predictions.csv", keep_default_na=False)
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights, as safetensors."""
+        return self.folder / "weights.safetensors"
+
+
+class RunsFailedError(RuntimeError):
+    """Some of the runs that were asked for failed; the others are finished."""
+
+
+class RunStore:
+    """The runs of one results folder and one data set.
+
+    Parameters
+    ----------
+    results_dir : path
+        Runs lie in ``<results_dir>/runs/<kind>/<hash>/``.
+    dataset : Dataset
+    device : str
+        See `pick_device`.
+    progress : bool
+        Show bars.
+    """
+
+    def __init__(
+        self, results_dir: str | Path, dataset: Dataset, *, device: str = "auto", progress: bool = True
+    ) -> None:
+        self.results_dir = Path(results_dir)
+        self.dataset = dataset
+        self.device = pick_device(device)
+        self.progress = progress
+
+    def identity(self, settings: Settings) -> dict:
+        """What a result must share to be this run's: settings, data and version of the results."""
+        return {
+            "settings": settings.to_dict(),
+            "data_key": self.dataset.key,
+            "results_version": RESULTS_VERSION,
+        }
+
+    def folder(self, settings: Settings) -> Path:
+        """Where a run's results lie or will lie."""
+        text = json.dumps(self.identity(settings), sort_keys=True)
+        return self.results_dir / "runs" / settings.kind / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def has(self, settings: Settings) -> bool:
+        """Whether a run is finished."""
+        return (self.folder(settings) / "record.json").exists()
+
+    def get(self, wanted: Sequence[Settings]) -> list[Run]:
+        """The wanted runs, computing those that are missing and all they start from.
+
+        Parameters
+        ----------
+        wanted : sequence of Settings
+
+        Returns
+        -------
+        list of Run
+            In the order asked for.
+
+        Raises
+        ------
+        ValueError
+            If any run's settings can't be computed; raised before the first one starts.
+        RunsFailedError
+            If runs failed; raised after all others are finished. A failed run's folder
+            (``<hash>.partial``) holds ``traceback.txt``.
+        """
+        missing = [settings for settings in in_order(wanted) if not self.has(settings)]
+        for settings in missing:
+            settings.check(self.dataset)
+        failures: dict[Settings, str] = {}
+        with progress_bar(total=len(missing), desc="runs", unit="run", show=self.progress and bool(missing)) as bar:
+            for settings in missing:
+                bar.set_postfix_str(settings.kind)
+                if reason := self.failed_start(settings, failures) or self.compute(settings):
+                    failures[settings] = reason
+                bar.update()
+        if failures:
+            lines = [
+                f"  {settings.kind} {self.folder(settings).name}: {reason}" for settings, reason in failures.items()
+            ]
+            raise RunsFailedError(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(lines))
+        return [self.open(settings) for settings in wanted]
+
+    def failed_start(self, settings: Settings, failures: dict[Settings, str]) -> str:
+        """Why a run can't start: one that it starts from failed. Empty if none did."""
+        broken = [start for start in settings.starts_from() if start in failures]
+        return f"starts from {broken[0].kind} {self.folder(broken[0]).name}, which failed" if broken else ""
+
+    def compute(self, settings: Settings) -> str:
+        """Compute one run whose starting runs exist; the reason in one line if it fails, else empty."""
+        folder = self.folder(settings)
+        partial = folder.with_suffix(".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if self.has(settings):  # another process finished it while this one waited
+                shutil.rmtree(partial, ignore_errors=True)
+                return ""
+            work = Work(folder=partial, dataset=self.dataset, store=self, device=self.device)
+            try:
+                settings.compute(work)
+                self.finish(settings, work, folder)
+            except Exception as error:
+                (partial / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return ""
+
+    def finish(self, settings: Settings, work: Work, folder: Path) -> None:
+        """Write the record and give the folder its final name."""
+        record = self.identity(settings) | {
+            "data": {
+                "title": self.dataset.title,
+                "is_phantom": self.dataset.is_phantom,
+                "val_fraction": self.dataset.val_fraction,
+                "split_seed": self.dataset.split_seed,
+                "geometry": self.dataset.geometry,
+                "blank_text": self.dataset.blank_text,
+            },
+            "facts": work.facts,
+            "seconds": round(work.elapsed_s, 3),
+            "peak_memory_mib": round(peak_memory_mib(self.device), 1),
+            "device": str(self.device),
+            "n_threads": torch.get_num_threads(),
+            "versions": versions(),
+            "commit": commit(),
+        }
+        for leftover in ("traceback.txt", "checkpoint.pt"):
+            (work.folder / leftover).unlink(missing_ok=True)
+        (work.folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        work.folder.replace(folder)
+
+    def open(self, settings: Settings) -> Run:
+        """A finished run, after a look whether its record really holds these settings and this data."""
+        run = Run(settings, self.folder(settings))
+        if not self.has(settings):
+            raise FileNotFoundError(f"{run.folder} is missing: run {settings.kind} has not been computed")
+        wanted = json.loads(json.dumps(self.identity(settings)))
+        if {name: run.record.get(name) for name in wanted} != wanted:
+            raise ValueError(f"{run.folder / 'record.json'} holds other settings than asked for; delete that folder")
+        return run
+
+
+def in_order(wanted: Sequence[Settings]) -> list[Settings]:
+    """The wanted runs and all they start from, each once, a start before what starts from it."""
+
+    def with_starts(settings: Settings) -> Iterator[Settings]:
+        for start in settings.starts_from():
+            yield from with_starts(start)
+        yield settings
+
+    return list(dict.fromkeys(run for settings in wanted for run in with_starts(settings)))

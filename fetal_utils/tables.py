@@ -1,0 +1,95 @@
+"""The tables that a study leaves for others: written part by part, merged at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fetal_utils.epochs import replace_file
+from fetal_utils.evaluation import metrics_table
+from fetal_utils.runs import Run
+
+METRICS_COLUMNS = (
+    "task", "strategy", "protocol", "label_fraction", "n_images", "n_patients", "draw", "seed",
+    "plane", "metric", "value", "low", "high",
+)  # fmt: skip
+COMPARISONS_COLUMNS = (
+    "task", "protocol", "label_fraction", "strategy", "baseline", "metric", "difference", "low", "high", "resolved",
+)  # fmt: skip
+TABLES = {"metrics": METRICS_COLUMNS, "comparisons": COMPARISONS_COLUMNS}
+
+
+def metrics_of_run(run: Run, *, n_resamples: int = 1000) -> pd.DataFrame:
+    """All metrics of a supervised run with their intervals, in the columns of ``metrics.csv``.
+
+    The resamples of the test patients are the same for every run, so that runs are paired.
+    """
+    settings, facts = run.settings, run.record["facts"]
+    rng = np.random.default_rng(0)
+    table = metrics_table(run.predictions, facts["classes"], n_resamples=n_resamples, rng=rng)
+    about = {
+        "task": settings.task,
+        "strategy": settings.strategy,
+        "protocol": settings.protocol,
+        "label_fraction": settings.label_fraction,
+        "n_images": facts["n_images"],
+        "n_patients": facts["n_patients"],
+        "draw": settings.draw,
+        "seed": settings.seed,
+    }
+    return table.assign(**about)[list(METRICS_COLUMNS)]
+
+
+def write_part(table: pd.DataFrame, *, results_dir: str | Path, name: str, part: str) -> Path:
+    """Write a notebook's rows of a table; `merge_tables` joins the parts.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With at least the columns of that table.
+    results_dir : path
+    name : str
+        "metrics" or "comparisons".
+    part : str
+        Says which rows, for example the notebook and the task.
+
+    Returns
+    -------
+    Path
+        ``<results_dir>/tables/<name>.<part>.csv``
+    """
+    missing = [column for column in TABLES[name] if column not in table.columns]
+    if missing:
+        raise ValueError(f"{name} of {part} lack the columns {missing}; expected {list(TABLES[name])}")
+    path = Path(results_dir) / "tables" / f"{name}.{part}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda beside: table[list(TABLES[name])].to_csv(beside, index=False))
+    return path
+
+
+def merge_tables(results_dir: str | Path) -> list[Path]:
+    """Join the parts of each table into ``<results_dir>/<name>.csv``; rows that stand twice are kept once.
+
+    Returns
+    -------
+    list of Path
+        The tables written; one without parts is not.
+    """
+    written = []
+    for name, columns in TABLES.items():
+        parts = sorted(Path(results_dir, "tables").glob(f"{name}.*.csv"))
+        if parts:
+            merged = pd.concat([pd.read_csv(part, keep_default_na=False, na_values=[""]) for part in parts])
+            path = Path(results_dir) / f"{name}.csv"
+            merged = merged.drop_duplicates(subset=key_columns(columns))
+            replace_file(path, lambda beside, merged=merged: merged.to_csv(beside, index=False))
+            written.append(path)
+    return written
+
+
+def key_columns(columns: Sequence[str]) -> list[str]:
+    """The columns that say what a row is about, without its values."""
+    return [name for name in columns if name not in {"value", "difference", "low", "high", "resolved"}]
