@@ -73,9 +73,7 @@ def compare_strategies(
 
 def _shared_keys(runs: Mapping[str, Runs], baseline: str) -> list[Hashable]:
     if baseline not in runs or len(runs) < 2:
-        raise ValueError(
-            f"got strategies {list(runs)}, expected the baseline {baseline!r} and at least one other"
-        )
+        raise ValueError(f"got strategies {list(runs)}, expected the baseline {baseline!r} and at least one other")
     keys = list(runs[baseline])
     for strategy, tables in runs.items():
         unshared = sorted(map(str, set(keys) ^ set(tables)))
@@ -162,9 +160,7 @@ def add_verdicts(
     needed = [*family, "baseline", "difference", "p_value", "n_resamples"]
     missing = [column for column in needed if column not in comparisons.columns]
     if comparisons.empty or missing:
-        raise ValueError(
-            f"need rows of compare_strategies, got {len(comparisons)} rows lacking columns {missing}"
-        )
+        raise ValueError(f"need rows of compare_strategies, got {len(comparisons)} rows lacking columns {missing}")
     out = comparisons.reset_index(drop=True)
     out["p_holm"] = np.nan
     for name, group in out.groupby(list(family), sort=False):

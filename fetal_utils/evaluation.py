@@ -53,6 +53,8 @@ def metrics_table(
     The interval is about other test patients. It holds the trained model, and so the labelled images and the
     seed it was trained with, fixed: the spread over draws and seeds is another uncertainty. The calibration
     error is biased upwards in small samples and more so in their resamples, so its interval leans high.
+    Where every image is right (or wrong) all resamples agree and the interval has no width: with n such
+    patients up to about 3/n of others may still be wrong.
     """
     tables = [predictions] if isinstance(predictions, pd.DataFrame) else list(predictions)
     weights = draw_shared_weights(tables, classes, n_resamples=n_resamples, rng=rng)
@@ -86,9 +88,7 @@ def metrics_by(
     if column not in predictions.columns:
         raise ValueError(f"no column {column!r} in {list(predictions.columns)}: name one of these")
     if predictions[column].isna().any():
-        raise ValueError(
-            f"{predictions[column].isna().sum()} images have no {column!r}: fill in a name for them"
-        )
+        raise ValueError(f"{predictions[column].isna().sum()} images have no {column!r}: fill in a name for them")
     parts = []
     for value, group in predictions.groupby(column, sort=True):
         n_patients = group["patient"].nunique()
@@ -136,7 +136,5 @@ def _tidy(values: dict[str, np.ndarray], classes: Sequence[str]) -> pd.DataFrame
     for metric, scores in values.items():  # (1 + n_resamples, 1 or 1 + n_classes)
         low, high = percentile_interval(scores[1:])
         planes = ["macro", *classes][: scores.shape[1]]
-        parts.append(
-            pd.DataFrame({"plane": planes, "metric": metric, "value": scores[0], "low": low, "high": high})
-        )
+        parts.append(pd.DataFrame({"plane": planes, "metric": metric, "value": scores[0], "low": low, "high": high}))
     return pd.concat(parts, ignore_index=True)

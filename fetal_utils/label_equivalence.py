@@ -50,11 +50,15 @@ def label_equivalence(
     ValueError
         If the metric is better when lower or unknown, the baseline has fewer than two numbers of labelled
         images, a number is not positive, or the tables are malformed or of different test images.
+
+    Notes
+    -----
+    A lucky draw of the baseline at few labels is a crossing too, so a noisy baseline makes ``n_equivalent`` too
+    small: average several draws and seeds, and look at the curve. As in `metrics_table`, the interval is about
+    other test patients, not about other draws.
     """
     if metric not in HIGHER_IS_BETTER:
-        raise ValueError(
-            f"metric {metric!r}: expected one of {HIGHER_IS_BETTER}, which are better when higher"
-        )
+        raise ValueError(f"metric {metric!r}: expected one of {HIGHER_IS_BETTER}, which are better when higher")
     if len(baseline) < 2 or not strategy or min([*baseline, *strategy]) <= 0:
         raise ValueError(
             f"labelled images of the baseline {sorted(baseline)} and of the strategy {sorted(strategy)}: "

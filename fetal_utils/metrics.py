@@ -55,9 +55,7 @@ def weighted_metrics(
         raise ValueError(f"unknown metrics {unknown}: choose from {list(METRICS)}")
     patients, patient = np.unique(predictions["patient"].to_numpy(), return_inverse=True)
     if weights.ndim != 2 or weights.shape[1] != len(patients):
-        raise ValueError(
-            f"weights of shape {weights.shape}, expected (n_weightings, {len(patients)} patients)"
-        )
+        raise ValueError(f"weights of shape {weights.shape}, expected (n_weightings, {len(patients)} patients)")
     weights = weights.astype(float)
     true = pd.Index(classes).get_indexer(predictions["true"])
     predicted = pd.Index(classes).get_indexer(predictions["predicted"])
@@ -125,9 +123,7 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray, *, empty: float = np.
     return np.divide(numerator, denominator, out=np.full(np.shape(denominator), empty), where=denominator > 0)
 
 
-def _aurocs(
-    probabilities: np.ndarray, true: np.ndarray, patient: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
+def _aurocs(probabilities: np.ndarray, true: np.ndarray, patient: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """One-vs-rest AUROC of each class, shape (n_weightings, n_classes)."""
     n_patients, n_classes = weights.shape[1], probabilities.shape[1]
     aurocs = np.full((len(weights), n_classes), np.nan)
@@ -135,17 +131,13 @@ def _aurocs(
         is_class = true == index
         if not is_class.any() or is_class.all():
             continue  # no pair to rank
-        n_class, n_rest = (
-            weights @ np.bincount(patient[side], minlength=n_patients) for side in (is_class, ~is_class)
-        )
+        n_class, n_rest = (weights @ np.bincount(patient[side], minlength=n_patients) for side in (is_class, ~is_class))
         wins = count_wins(probabilities[:, index], is_class, patient, n_patients=n_patients)
         aurocs[:, index] = _ratio(((weights @ wins) * weights).sum(axis=1), n_class * n_rest)
     return aurocs
 
 
-def count_wins(
-    scores: np.ndarray, is_class: np.ndarray, patient: np.ndarray, *, n_patients: int
-) -> np.ndarray:
+def count_wins(scores: np.ndarray, is_class: np.ndarray, patient: np.ndarray, *, n_patients: int) -> np.ndarray:
     """Correctly ranked pairs of images, by patient: AUROC is a quadratic form in the patients' weights.
 
     Parameters

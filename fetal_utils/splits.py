@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,10 @@ def split_by_patient(metadata: pd.DataFrame, *, val_fraction: float, rng: np.ran
             f"only one of a plane, are too few to cut validation patients from; at least {n_folds} others are needed"
         )
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=int(rng.integers(2**31)))
-    candidates = [free.index[val] for _, val in folds.split(free, strata[free.index], free["patient"])]
+    with warnings.catch_warnings():
+        # a plane with fewer images than folds is expected here, and judged below
+        warnings.filterwarnings("ignore", message="The least populated class")
+        candidates = [free.index[val] for _, val in folds.split(free, strata[free.index], free["patient"])]
     subset[min(candidates, key=lambda val: unevenness(strata, val))] = "val"
     assert_no_shared_patient(metadata["patient"], subset)
     return subset

@@ -49,19 +49,35 @@ class LinearProbe(Supervised):
     def compute(self, work: Work) -> None:
         data = LabelledData(work.dataset, self)
         features = self.features.load(work.store)
-        rows = []
-        best: tuple[float, Pipeline | None] = (-1.0, None)
-        for strength in PROBE_STRENGTHS:
-            probe = fit_probe(features[data.train], data.labels[data.train], strength=strength)
-            val_macro_f1 = data.macro_f1(data.val, probe.predict(features[data.val]))
-            rows.append({"inverse_regularisation": strength, "val_macro_f1": val_macro_f1})
-            best = max(best, (val_macro_f1, probe), key=lambda scored: scored[0])
-        replace_file(work.folder / "log.csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False))
-        data.write_predictions(work, best[1].predict_proba(features[data.test]))
+        probe, log = choose_probe(features, data)
+        replace_file(work.folder / "log.csv", lambda path: log.to_csv(path, index=False))
+        data.write_predictions(work, probe.predict_proba(features[data.test]))
         work.facts |= data.facts() | {
-            "inverse_regularisation": best[1][-1].C,
-            "val_macro_f1": best[0],
+            "inverse_regularisation": probe[-1].C,
+            "val_macro_f1": log["val_macro_f1"].max(),
         }
+
+
+def choose_probe(features: np.ndarray, data: LabelledData) -> tuple[Pipeline, pd.DataFrame]:
+    """Fit a probe for each of `PROBE_STRENGTHS` and keep the best on the validation patients.
+
+    Parameters
+    ----------
+    features : ndarray, shape (n_rows, n_features)
+        Of every image of the data set.
+    data : LabelledData
+
+    Returns
+    -------
+    probe : Pipeline
+        The strongest regularisation among equals.
+    log : DataFrame
+        Columns ``inverse_regularisation, val_macro_f1``.
+    """
+    probes = [fit_probe(features[data.train], data.labels[data.train], strength=c) for c in PROBE_STRENGTHS]
+    scores = [data.macro_f1(data.val, probe.predict(features[data.val])) for probe in probes]
+    log = pd.DataFrame({"inverse_regularisation": PROBE_STRENGTHS, "val_macro_f1": scores})
+    return probes[int(np.argmax(scores))], log
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray, *, strength: float) -> Pipeline:

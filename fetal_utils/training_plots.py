@@ -37,7 +37,9 @@ def plot_learning_curves(
         If the log is empty or a column is missing.
     """
     require_rows(log, ["epoch", *columns])
-    colours = colours_for(columns, {"train_loss": "#004488", "val_loss": "#BB5566", "val_macro_f1": "#BB5566"})
+    colours = colours_for(
+        columns, {"loss": "#004488", "train_loss": "#004488", "val_loss": "#BB5566", "val_macro_f1": "#BB5566"}
+    )
     for column in columns:
         measured = log.dropna(subset=[column])
         marker = "o" if len(measured) <= 30 else None
@@ -54,7 +56,7 @@ def _label(column: str) -> str:
     return column.replace("_", " ").replace("f1", "F1")
 
 
-def plot_simclr_log(log: pd.DataFrame, ax: Axes, *, batch_size: int, column: str = "train_loss") -> Axes:
+def plot_simclr_log(log: pd.DataFrame, ax: Axes, *, batch_size: int, column: str = "loss") -> Axes:
     """NT-Xent loss against the epoch, with the loss of projections that all look alike.
 
     Parameters

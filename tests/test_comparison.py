@@ -9,9 +9,7 @@ CLASSES = ["a", "b"]
 
 
 def compare(runs, *, metrics=("accuracy",), n_resamples=400, seed=0, classes=CLASSES):
-    return compare_strategies(
-        runs, classes, metrics=metrics, n_resamples=n_resamples, rng=np.random.default_rng(seed)
-    )
+    return compare_strategies(runs, classes, metrics=metrics, n_resamples=n_resamples, rng=np.random.default_rng(seed))
 
 
 def test_a_strategy_equal_to_the_baseline_differs_by_nothing():

@@ -29,8 +29,7 @@ def test_the_same_generator_gives_the_same_interval_whatever_the_row_order():
     predictions = draw_predictions(np.random.default_rng(0), CLASSES)
     shuffled = predictions.sample(frac=1, random_state=0)
     first, second = (
-        metrics_table(each, CLASSES, n_resamples=50, rng=np.random.default_rng(1))
-        for each in (predictions, shuffled)
+        metrics_table(each, CLASSES, n_resamples=50, rng=np.random.default_rng(1)) for each in (predictions, shuffled)
     )
     np.testing.assert_allclose(first[["value", "low", "high"]], second[["value", "low", "high"]])
 
@@ -47,17 +46,13 @@ def test_an_absent_class_keeps_its_rows_as_nan_and_leaves_macro_to_the_others():
 
 def test_patients_who_are_alike_leave_no_uncertainty():
     predictions = make_patients_with_hits([6] * 12, n_images_per_patient=10)
-    table = metrics_table(
-        predictions, ["a", "b"], n_resamples=100, rng=np.random.default_rng(0), metrics=["accuracy"]
-    )
+    table = metrics_table(predictions, ["a", "b"], n_resamples=100, rng=np.random.default_rng(0), metrics=["accuracy"])
     assert table[["value", "low", "high"]].to_numpy() == pytest.approx(np.full((1, 3), 0.6))
 
 
 def test_several_runs_are_averaged():
     runs = [make_patients_with_hits([hits] * 5, n_images_per_patient=10) for hits in (6, 9)]
-    table = metrics_table(
-        runs, ["a", "b"], n_resamples=20, rng=np.random.default_rng(0), metrics=["accuracy"]
-    )
+    table = metrics_table(runs, ["a", "b"], n_resamples=20, rng=np.random.default_rng(0), metrics=["accuracy"])
     assert table["value"].tolist() == pytest.approx([0.75])
 
 
@@ -92,9 +87,7 @@ def test_resampling_images_does_not_cover_there():
 
 def test_breakdown_is_the_table_of_each_group_with_its_counts():
     predictions = draw_predictions(np.random.default_rng(3), CLASSES)
-    by_machine = metrics_by(
-        predictions, CLASSES, column="machine", n_resamples=20, rng=np.random.default_rng(0)
-    )
+    by_machine = metrics_by(predictions, CLASSES, column="machine", n_resamples=20, rng=np.random.default_rng(0))
     for machine, group in predictions.groupby("machine"):
         rows = by_machine[by_machine["machine"] == machine]
         assert (rows["n_images"] == len(group)).all()
@@ -104,12 +97,8 @@ def test_breakdown_is_the_table_of_each_group_with_its_counts():
 
 
 def test_a_group_of_one_patient_has_a_value_without_interval():
-    predictions = make_predictions(
-        [0, 1, 0, 1], [0, 1, 0, 0], [1, 2, 3, 3], ["a", "b"], machine=["x", "x", "y", "y"]
-    )
-    by_machine = metrics_by(
-        predictions, ["a", "b"], column="machine", n_resamples=20, rng=np.random.default_rng(0)
-    )
+    predictions = make_predictions([0, 1, 0, 1], [0, 1, 0, 0], [1, 2, 3, 3], ["a", "b"], machine=["x", "x", "y", "y"])
+    by_machine = metrics_by(predictions, ["a", "b"], column="machine", n_resamples=20, rng=np.random.default_rng(0))
     lone = lookup(by_machine[by_machine["machine"] == "y"], "macro", "accuracy")
     assert lone["value"] == 0.5
     assert np.isnan(lone["low"])

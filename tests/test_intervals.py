@@ -14,9 +14,7 @@ def test_the_first_row_is_the_data_and_each_row_draws_as_many_patients_as_there_
 
 
 def test_generators_seeded_alike_draw_alike():
-    first, second = (
-        draw_patient_weights(9, n_resamples=5, rng=np.random.default_rng([3, 1])) for _ in range(2)
-    )
+    first, second = (draw_patient_weights(9, n_resamples=5, rng=np.random.default_rng([3, 1])) for _ in range(2))
     assert (first == second).all()
 
 

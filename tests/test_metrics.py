@@ -44,9 +44,7 @@ def test_weighted_metrics_agree_with_scikit_learn_for_ones_and_for_a_resample(se
     probabilities = table[[f"probability_{name}" for name in CLASSES]].to_numpy()
     for row, weight in enumerate(weights):
         kwargs = {"sample_weight": weight[patient]}
-        by_class = reference.precision_recall_fscore_support(
-            true, predicted, labels=CLASSES, zero_division=0, **kwargs
-        )
+        by_class = reference.precision_recall_fscore_support(true, predicted, labels=CLASSES, zero_division=0, **kwargs)
         for name, expected in zip(("precision", "sensitivity", "f1"), by_class[:3], strict=True):
             assert values[name][row] == pytest.approx([expected.mean(), *expected])
         aurocs = [
@@ -83,22 +81,19 @@ def test_absent_class_is_nan_in_every_class_metric_but_macro_is_not():
 def test_auroc_counts_a_tie_as_half():
     # of class a: 0.8 and 0.5; others: 0.5 and 0.2. Pairs: 1, 1, 1/2, 1
     probabilities = np.array([[0.8, 0.2], [0.5, 0.5], [0.5, 0.5], [0.2, 0.8]])
-    table = make_predictions(
-        [0, 0, 1, 1], [0, 0, 0, 1], [1, 2, 1, 2], ["a", "b"], probabilities=probabilities
-    )
+    table = make_predictions([0, 0, 1, 1], [0, 0, 0, 1], [1, 2, 1, 2], ["a", "b"], probabilities=probabilities)
     auroc = weighted_metrics(table, ["a", "b"], np.ones((1, 2)), metrics=["auroc"])["auroc"][0]
     assert auroc == pytest.approx([3.5 / 4, 3.5 / 4, 3.5 / 4])
 
 
 def test_calibration_error_worked_by_hand():
-    # bin (0.867, 0.933]: three images at 0.9, two right; bin (0.533, 0.6]: one image at 0.6, right
-    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
-    table = make_predictions(
-        [0, 0, 1, 1], [0, 0, 0, 1], [1, 1, 2, 2], ["a", "b"], probabilities=probabilities
-    )
-    weights = np.array([[1, 1], [0, 1]])  # then of patient 2 alone: one at 0.9 wrong, one at 0.6 right
+    # bin (13/15, 14/15]: three images at 0.9, two right; bin (8/15, 9/15]: 0.6, right, and 0.55, wrong
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.55, 0.45]])
+    table = make_predictions([0, 0, 1, 1, 1], [0, 0, 0, 1, 0], [1, 1, 2, 2, 2], ["a", "b"], probabilities=probabilities)
+    weights = np.array([[1, 1], [0, 1]])  # then patient 2 alone, with one wrong image at 0.9
     errors = weighted_metrics(table, ["a", "b"], weights, metrics=["calibration_error"])["calibration_error"]
-    expected = [3 / 4 * abs(2 / 3 - 0.9) + 1 / 4 * (1 - 0.6), 1 / 2 * 0.9 + 1 / 2 * 0.4]
+    low_bin = abs(1 - (0.6 + 0.55))  # |right - confidence|, summed within the bin
+    expected = [(abs(2 - 3 * 0.9) + low_bin) / 5, (0.9 + low_bin) / 3]
     assert errors[:, 0] == pytest.approx(expected)
 
 

@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from fetal_utils import plots
-from fetal_utils.palette import STRATEGY_COLOURS
+from fetal_utils.palette import INK, STRATEGY_COLOURS
 
 
 @pytest.fixture
@@ -93,6 +93,7 @@ def test_confusion_writes_counts_and_colours_the_share_of_the_row(ax):
     assert [text.get_text() for text in ax.texts] == [str(count) for count in matrix.ravel()]
     share = ax.images[0].get_array().filled(np.nan)
     np.testing.assert_allclose(share, [[0.8, 0.2, 0], [0.25, 0.75, 0], [np.nan] * 3])
+    assert [text.get_color() for text in ax.texts][:4] == ["white", INK, INK, INK]  # shares 0.8, 0.2, 0 and 0.25
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == ["thalamic (10)", "cerebellum (4)", "ventricular (0)"]
 
@@ -112,7 +113,7 @@ def test_learning_curves_are_the_columns_of_the_log(ax):
 
 
 def test_simclr_log_has_the_chance_line_of_its_batch(ax):
-    log = pd.DataFrame({"epoch": [1, 2], "train_loss": [5.0, 4.0]})
+    log = pd.DataFrame({"epoch": [1, 2], "loss": [5.0, 4.0]})
     assert plots.plot_simclr_log(log, ax, batch_size=64) is ax
     chance = [line for line in ax.get_lines() if "chance" in line.get_label()]
     assert chance[0].get_ydata() == pytest.approx([math.log(127)] * 2)
@@ -220,7 +221,7 @@ def test_label_efficiency_refuses_to_mix_tasks(ax):
 def test_an_empty_table_and_a_missing_column_are_refused(draw, ax):
     with pytest.raises(ValueError, match="missing"):
         draw(pd.DataFrame({"something": [1.0]}), ax)
-    every = ["plane", "split", "patient", "epoch", "train_loss", "val_loss", "strategy", "metric", "value", "low",
-             "high", "label_fraction", "n_images"]  # fmt: skip
+    every = ["plane", "split", "patient", "epoch", "loss", "train_loss", "val_loss", "strategy", "metric", "value",
+             "low", "high", "label_fraction", "n_images"]  # fmt: skip
     with pytest.raises(ValueError, match="0 rows"):
         draw(pd.DataFrame(columns=every), ax)

@@ -186,6 +186,8 @@ def test_stretch_changes_width_to_height_by_at_most_its_strength():
     assert ratio.max() < 1.25 + 1e-3
     assert ratio.min() < 0.85
     assert ratio.max() > 1.18
+    # it cuts rather than looks outside of the image
+    assert view(constant_images(255), "stretch", 0.25)[:, :, 1:-1, 1:-1].min() > 0.999
 
 
 def test_rotation_keeps_lengths_and_turns_by_at_most_its_strength():

@@ -60,7 +60,7 @@ def draw_image(row: Mapping, *, seed: int, image_height: int = 256) -> tuple[np.
         If a setting is out of range or the row names an unknown plane, brain plane or machine.
     """
     _check_settings(seed, image_height)
-    check_metadata(pd.DataFrame([dict(row)]), columns_only_for_drawing=True)
+    check_metadata(pd.DataFrame([dict(row)]), for_drawing=True)
     return _draw(dict(row), seed=seed, image_height=image_height)
 
 

@@ -113,7 +113,7 @@ def _parts(sizes: Biometry, rng: np.random.Generator) -> list[Part]:
         front=sizes.occipitofrontal_mm / 2,
         side=sizes.biparietal_mm / 2,
         crown=half_height,
-        skull=0.9 + 0.055 * sizes.weeks,
+        skull=0.7 + 0.045 * sizes.weeks,
         cerebellum=sizes.cerebellum_mm,
         weeks=sizes.weeks,
     )

@@ -7,7 +7,6 @@ middle of a linear probe's face.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,11 @@ class BeamGrid:
     first_beam: float
     beam_step: float
     n_beams: int
-    rows: np.ndarray  # fractional sample of every pixel, (height, width)
-    cols: np.ndarray
+    screen_shape: tuple[int, int]
+    pixels: np.ndarray  # flat index of every pixel in the field, (n_pixels,)
+    corners: np.ndarray  # flat index of the sample above and left of it, (n_pixels,)
+    below: np.ndarray  # how far the pixel lies from that sample towards the next: along the beam, and across
+    right: np.ndarray
 
     @property
     def ranges_mm(self) -> np.ndarray:
@@ -81,13 +83,22 @@ class BeamGrid:
         shape = (self.n_ranges, self.n_beams)
         return np.broadcast_to(x, shape), np.broadcast_to(z, shape)
 
-    def to_screen(self, samples: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-        """Scan conversion: (n_ranges, n_beams) to (height, width); zero outside the field of the probe."""
-        if nearest:
-            rows, cols = np.rint(self.rows).astype(np.int32), np.rint(self.cols).astype(np.int32)
-            inside = (rows >= 0) & (rows < self.n_ranges) & (cols >= 0) & (cols < self.n_beams)
-            return np.where(inside, samples[rows.clip(0, self.n_ranges - 1), cols.clip(0, self.n_beams - 1)], 0)
-        return ndimage.map_coordinates(samples, (self.rows, self.cols), order=1, cval=0, prefilter=False)
+    def to_screen(self, samples: np.ndarray) -> np.ndarray:
+        """Scan conversion, linear between samples: float (n_ranges, n_beams) to (height, width); zero outside."""
+        flat, corner, across = samples.ravel(), self.corners, self.right
+        upper = flat[corner] * (1 - across) + flat[corner + 1] * across
+        corner = corner + self.n_beams
+        lower = flat[corner] * (1 - across) + flat[corner + 1] * across
+        screen = np.zeros(self.screen_shape, samples.dtype)
+        screen.ravel()[self.pixels] = upper + self.below * (lower - upper)
+        return screen
+
+    def to_screen_nearest(self, samples: np.ndarray) -> np.ndarray:
+        """Scan conversion of labels: each pixel takes its nearest sample; zero outside."""
+        nearest = self.corners + np.where(self.below > 0.5, self.n_beams, 0) + (self.right > 0.5)
+        screen = np.zeros(self.screen_shape, samples.dtype)
+        screen.ravel()[self.pixels] = samples.ravel()[nearest]
+        return screen
 
 
 def cover(probe: Probe, screen: Screen, *, beam_width: float, max_depth_mm: float) -> BeamGrid:
@@ -123,5 +134,21 @@ def cover(probe: Probe, screen: Screen, *, beam_width: float, max_depth_mm: floa
     n_ranges = int((last - first) / step) + 2
     n_beams = int(np.clip((right - left) / (0.66 * beam_width), 64, 224))
     beam_step = (right - left) / (n_beams - 1)
-    rows = np.where(inside, (ranges - first) / step, -10)
-    return BeamGrid(probe, first, step, n_ranges, left, beam_step, n_beams, rows, (beams - left) / beam_step)
+    pixels = np.flatnonzero(inside)
+    row, col = (ranges.ravel()[pixels] - first) / step, (beams.ravel()[pixels] - left) / beam_step
+    row_floor = np.minimum(row.astype(np.int32), n_ranges - 2)
+    col_floor = np.minimum(col.astype(np.int32), n_beams - 2)
+    return BeamGrid(
+        probe=probe,
+        first_range_mm=first,
+        range_step_mm=step,
+        n_ranges=n_ranges,
+        first_beam=left,
+        beam_step=beam_step,
+        n_beams=n_beams,
+        screen_shape=inside.shape,
+        pixels=pixels,
+        corners=row_floor * n_beams + col_floor,
+        below=(row - row_floor).astype(np.float32),
+        right=(col - col_floor).astype(np.float32),
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fetal_utils.phantom.shapes import BOX, Part, Solid, ellipsoid, rotation_about, tube
+from fetal_utils.phantom.shapes import BOX, Ellipsoid, Part, Solid, Within, ellipsoid, rotation_about, tube
 from fetal_utils.phantom.structures import Structure as S
 
 
@@ -44,8 +44,13 @@ def _vault(size: HeadSize) -> list[Solid]:
     return [
         ellipsoid(S.SKIN, size.at(0, 0, 0), outer + scalp),
         ellipsoid(S.SKULL, size.at(0, 0, 0), outer),
-        ellipsoid(S.BRAIN, size.at(0, 0, 0), outer - size.skull),
+        _room(size, S.BRAIN),
     ]
+
+
+def _room(size: HeadSize, label: int) -> Ellipsoid:
+    """The inside of the skull."""
+    return ellipsoid(label, size.at(0, 0, 0), size.at(1, 1, 1) - size.skull)
 
 
 def _face(size: HeadSize) -> list[Solid]:
@@ -75,7 +80,7 @@ def _face(size: HeadSize) -> list[Solid]:
 def _cortex(size: HeadSize, rng: np.random.Generator) -> list[Solid]:
     """Sulci (more with age), the insulae and the bony base."""
     at, solids = size.at, []
-    for _ in range(int(np.clip(2 * (size.weeks - 17), 4, 36))):
+    for _ in range(int(np.clip(3 * (size.weeks - 15), 12, 48))):
         direction = rng.normal(size=3)
         direction /= np.linalg.norm(direction)
         middle = direction * rng.uniform(0.5, 0.88)
@@ -93,9 +98,7 @@ def _cortex(size: HeadSize, rng: np.random.Generator) -> list[Solid]:
 
 def _deep_gray(size: HeadSize) -> list[Solid]:
     """The bright middle of each hemisphere that the darker thalami stand out from."""
-    return [
-        ellipsoid(S.DEEP_GRAY, size.at(0.02, 0.24 * side, -0.10), size.at(0.46, 0.30, 0.34)) for side in (-1, 1)
-    ]
+    return [ellipsoid(S.DEEP_GRAY, size.at(0.02, 0.24 * side, -0.10), size.at(0.46, 0.30, 0.34)) for side in (-1, 1)]
 
 
 def _midline(size: HeadSize, rng: np.random.Generator) -> list[Solid]:
@@ -110,7 +113,7 @@ def _cavum(size: HeadSize, rng: np.random.Generator) -> list[Solid]:
     half_width = 0.075 * rng.uniform(0.85, 1.2)
     centre, half = size.at(0.42, 0, 0.04), size.at(0.15, half_width, 0.17)
     return [
-        ellipsoid(S.FALX, centre, half + 0.5, exponent=4),  # the two septal leaves
+        ellipsoid(S.FALX, centre, half + 0.5, powers=BOX),  # the two septal leaves
         ellipsoid(S.CAVUM, centre, half, powers=BOX),
         tube(S.CAVUM, size.at(0.10, 0, -0.02), size.at(-0.10, 0, -0.02), 0.5),  # third ventricle
     ]
@@ -145,23 +148,26 @@ def _ventricle(size: HeadSize, side: int, rng: np.random.Generator) -> list[Soli
 
 
 def _posterior_fossa(size: HeadSize, rng: np.random.Generator) -> list[Solid]:
+    """Cisterna magna behind the two lobes of the cerebellum, with the vermis between them."""
     at, half = size.at, size.cerebellum / 2
-    cistern = rng.uniform(0.85, 1.15)
-    fossa = np.array([0.33 * size.front * cistern, 1.1 * half, 0.30 * size.crown])
-    solids = [
-        ellipsoid(S.FALX, at(-0.64, 0, -0.48), fossa + 0.6),  # tentorium and dura
-        ellipsoid(S.CISTERNA_MAGNA, at(-0.64, 0, -0.48), fossa),
+    room = _room(size, S.CISTERNA_MAGNA)
+    fossa = np.array([0.33 * size.front, 1.25 * half, 0.32 * size.crown])
+    fossa[0] *= rng.uniform(0.9, 1.15)
+    middle = at(-0.66, 0, -0.48)
+    solids: list[Solid] = [
+        Within(ellipsoid(S.FALX, middle, fossa + 0.6), room),  # tentorium and dura
+        Within(ellipsoid(S.CISTERNA_MAGNA, middle, fossa), room),
     ]
     for side in (-1, 1):
         lobe = at(-0.52, 0, -0.44) + np.array([0, 0.5 * side * half, 0])
-        lobe_half = np.array([0.40 * half, 0.52 * half, 0.52 * half])
+        lobe_half = np.array([0.44 * half, 0.54 * half, 0.54 * half])
         turn = rotation_about(2, 18 * side)
         solids += [
-            ellipsoid(S.VERMIS, lobe, lobe_half + 0.5, rotation=turn),
+            ellipsoid(S.VERMIS, lobe, lobe_half + 0.4, rotation=turn),
             ellipsoid(S.CEREBELLUM, lobe, lobe_half, rotation=turn),
         ]
-    solids += [
-        ellipsoid(S.VERMIS, at(-0.55, 0, -0.44), [0.28 * half, 0.16 * half, 0.4 * half]),
-        ellipsoid(S.CISTERNA_MAGNA, at(-0.42, 0, -0.46), [0.08 * half, 0.14 * half, 0.3 * half]),  # 4th ventricle
+    return [
+        *solids,
+        ellipsoid(S.VERMIS, at(-0.54, 0, -0.44), [0.28 * half, 0.16 * half, 0.4 * half]),
+        ellipsoid(S.CISTERNA_MAGNA, at(-0.42, 0, -0.46), [0.08 * half, 0.14 * half, 0.3 * half]),  # fourth ventricle
     ]
-    return solids

@@ -82,8 +82,7 @@ def b_mode(
     """
     step_mm = float(ranges_mm[1] - ranges_mm[0])
     shape = tissue.impedance.shape
-    level_db = tissue.backscatter_db + tissue.unevenness_db * smooth_noise(shape, 9, rng)
-    amplitude = from_db(level_db)
+    amplitude = from_db(tissue.backscatter_db + tissue.unevenness_db * _unevenness(shape, rng))
     echo = _specular(tissue.impedance, step_mm, beam_spacing_mm, rng)
     transmitted = from_db(-_loss_db(tissue.attenuation_db_cm, step_mm) - _contact_loss_db(shape[1], scanner, rng))
     axial, lateral = _blur_widths(ranges_mm, step_mm, beam_step, scanner)
@@ -115,10 +114,10 @@ def from_db(level_db: np.ndarray | float) -> np.ndarray:
     return np.exp(np.asarray(level_db, np.float32) * np.float32(np.log(10) / 20))
 
 
-def smooth_noise(shape: tuple[int, int], n_cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise of unit variance at the nodes of an ``n_cells`` grid, interpolated to ``shape``; float32."""
-    nodes = rng.standard_normal((n_cells + 1, n_cells + 1), dtype=np.float32)
-    down, across = (_interpolation(length, n_cells) for length in shape)
+def smooth_noise(shape: tuple[int, int], n_cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Noise of unit variance at the nodes of a grid of ``n_cells``, interpolated to ``shape``; float32."""
+    nodes = rng.standard_normal((n_cells[0] + 1, n_cells[1] + 1), dtype=np.float32)
+    down, across = (_interpolation(length, cells) for length, cells in zip(shape, n_cells, strict=True))
     return down @ nodes @ across.T
 
 
@@ -136,9 +135,14 @@ def _loss_db(attenuation_db_cm: np.ndarray, step_mm: float) -> np.ndarray:
     return np.minimum(loss, MAX_LOSS_DB)
 
 
+def _unevenness(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Clouds, and streaks across the beam as of fibres and small vessels; about unit variance."""
+    return 0.6 * smooth_noise(shape, (7, 7), rng) + 1.1 * smooth_noise(shape, (56, 24), rng)
+
+
 def _contact_loss_db(n_beams: int, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
     """Loss of every beam where the probe lies badly on the skin, or behind gas and navel; (n_beams,)."""
-    uneven = smooth_noise((2, n_beams), 7, rng)[0]
+    uneven = smooth_noise((2, n_beams), (1, 7), rng)[0]
     return np.minimum(np.float32(scanner.contact_db) * np.maximum(uneven, 0) ** 2, 40)
 
 
@@ -149,8 +153,8 @@ def _specular(impedance: np.ndarray, step_mm: float, spacing_mm: float, rng: np.
     lateral *= np.float32(step_mm / spacing_mm)
     slope = np.abs(axial)
     facing = slope / np.sqrt(axial**2 + lateral**2 + np.float32(1e-8))  # cosine of the angle to the beam
-    echo = SPECULAR_GAIN * slope / (2 * smooth) * facing**3
-    return echo * np.exp(0.35 * smooth_noise(impedance.shape, 24, rng))
+    echo = SPECULAR_GAIN * slope / (2 * smooth) * facing**6
+    return echo * np.exp(0.35 * smooth_noise(impedance.shape, (24, 24), rng))
 
 
 def _blur_widths(ranges_mm, step_mm: float, beam_step: float, scanner: Scanner) -> tuple[float, np.ndarray]:

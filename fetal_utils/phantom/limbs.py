@@ -3,6 +3,8 @@
 Frame of a limb: x along the bone, from the trunk outwards; y and z across it; origin in the middle of the first bone.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from fetal_utils.phantom.shapes import Part, Solid, ellipsoid, tube
@@ -13,8 +15,7 @@ def build_leg(name: str, *, femur_mm: float, origin, rotation: np.ndarray, rng: 
     """Thigh with the femur (``femur_mm`` long), flexed knee, lower leg with tibia and fibula, foot."""
     half = femur_mm / 2
     bow = rng.uniform(0.02, 0.07) * femur_mm
-    middle = np.array([0.0, 0.0, bow])
-    bone = max(1.2, 0.055 * femur_mm)
+    bone = max(1.0, 0.042 * femur_mm)
     flexion = np.deg2rad(rng.uniform(40, 120))
     knee = np.array([half * 1.12, 0, 0])
     down = np.array([np.cos(flexion), 0, -np.sin(flexion)])
@@ -24,7 +25,7 @@ def build_leg(name: str, *, femur_mm: float, origin, rotation: np.ndarray, rng: 
         *_limb_flesh([-1.25 * half, 0, 0], knee, 0.30 * femur_mm),
         *_limb_flesh(knee, ankle, 0.21 * femur_mm),
         *_limb_flesh(ankle, ankle + 0.45 * femur_mm * np.array([down[2], 0, -down[0]]), 0.12 * femur_mm),
-        *_bowed_bone(S.FEMUR, [-half, 0, 0], middle, [half, 0, 0], bone),
+        *_bowed_bone(S.FEMUR, half, bow, bone),
         ellipsoid(S.SOFT_TISSUE, knee, np.full(3, 0.09 * femur_mm)),  # cartilage of the knee
         tube(S.LONG_BONE, knee + 0.10 * femur_mm * down, ankle, 0.9 * bone),
         tube(S.LONG_BONE, knee + across * 4 * bone + 0.12 * femur_mm * down, ankle + across * 2 * bone, 0.6 * bone),
@@ -37,7 +38,7 @@ def build_leg(name: str, *, femur_mm: float, origin, rotation: np.ndarray, rng: 
 
 def build_arm(name: str, *, humerus_mm: float, origin, rotation: np.ndarray, rng: np.random.Generator) -> Part:
     """Upper arm, flexed elbow, forearm with two bones, hand with five fingers."""
-    half, bone = humerus_mm / 2, max(1.1, 0.05 * humerus_mm)
+    half, bone = humerus_mm / 2, max(0.9, 0.04 * humerus_mm)
     flexion = np.deg2rad(rng.uniform(60, 140))
     elbow = np.array([half * 1.1, 0, 0])
     out = np.array([np.cos(flexion), 0, np.sin(flexion)])
@@ -48,8 +49,12 @@ def build_arm(name: str, *, humerus_mm: float, origin, rotation: np.ndarray, rng
         *_limb_flesh(elbow, wrist, 0.16 * humerus_mm),
         *_limb_flesh(wrist, wrist + 0.2 * humerus_mm * out, 0.13 * humerus_mm),
         tube(S.LONG_BONE, [-half, 0, 0], [half, 0, 0], bone),
-        tube(S.LONG_BONE, elbow + 0.08 * humerus_mm * out + across * 1.8 * bone, wrist + across * 1.5 * bone, 0.7 * bone),
-        tube(S.LONG_BONE, elbow + 0.08 * humerus_mm * out - across * 1.8 * bone, wrist - across * 1.5 * bone, 0.7 * bone),
+        tube(
+            S.LONG_BONE, elbow + 0.08 * humerus_mm * out + across * 1.8 * bone, wrist + across * 1.5 * bone, 0.7 * bone
+        ),
+        tube(
+            S.LONG_BONE, elbow + 0.08 * humerus_mm * out - across * 1.8 * bone, wrist - across * 1.5 * bone, 0.7 * bone
+        ),
     ]
     for spread in np.linspace(-0.5, 0.5, 5):
         finger = out + spread * across
@@ -66,9 +71,9 @@ def build_cord(*, radius_mm: float, origin, rng: np.random.Generator) -> Part:
     path = 6.0 * radius_mm * np.sin(turns) * np.array([0.6, 1.0, 1.0]) + np.array([4.5 * radius_mm, 0, 0])
     path[0] = 0
     solids: list[Solid] = []
-    for start, end in zip(path[:-1], path[1:], strict=True):
+    for start, end in pairwise(path):
         solids.append(tube(S.CORD_WALL, start, end, radius_mm))
-    for index, (start, end) in enumerate(zip(path[:-1], path[1:], strict=True)):
+    for index, (start, end) in enumerate(pairwise(path)):
         turn = np.array([0, np.cos(1.3 * index), np.sin(1.3 * index)]) * 0.5 * radius_mm
         solids.append(tube(S.CORD_VESSEL, start + turn, end + turn, 0.38 * radius_mm))
         solids.append(tube(S.CORD_VESSEL, start - turn, end - turn, 0.22 * radius_mm))
@@ -81,5 +86,8 @@ def _limb_flesh(start, end, radius: float) -> list[Solid]:
     return [tube(S.SKIN, start, end, radius), tube(S.THIGH, start, end, radius - 0.9)]
 
 
-def _bowed_bone(label: int, start, middle, end, thickness: float) -> list[Solid]:
-    return [tube(label, start, middle, thickness), tube(label, middle, end, thickness)]
+def _bowed_bone(label: int, half: float, bow: float, thickness: float) -> list[Solid]:
+    """A bone along x from ``-half`` to ``half`` (mm) whose middle is raised by ``bow`` (mm), in straight pieces."""
+    x = np.linspace(-half, half, 7)
+    path = np.stack([x, 0 * x, bow * (1 - (x / half) ** 2)], axis=1)
+    return [tube(label, start, end, thickness) for start, end in pairwise(path)]

@@ -128,7 +128,10 @@ def draw_metadata(n_patients: int, *, rng: np.random.Generator) -> pd.DataFrame:
     planes = [_draw_planes(kind, machine, rng) for kind, machine, _, _ in visits]
     _top_up(visits, planes)
     return pd.concat(
-        [_patient_rows(number, visit, held) for number, (visit, held) in enumerate(zip(visits, planes, strict=True), 1)],
+        [
+            _patient_rows(number, visit, held)
+            for number, (visit, held) in enumerate(zip(visits, planes, strict=True), 1)
+        ],
         ignore_index=True,
     )
 

@@ -37,7 +37,6 @@ def draw_uterus(
     shift = radius_mm * rng.normal(0, 0.22, 2)
     cavity = _disc(S.AMNIOTIC_FLUID, centre_mm + shift, fluid, rng.uniform(-25, 25))
     return (
-        ellipsoid(S.MYOMETRIUM, [0, 0, 0], np.full(3, FAR_MM)),
         cavity,
         *_placenta(centre_mm, radius_mm, fluid, rng),
         *_wall(probe_radius_mm, wall_mm, rng),
@@ -53,7 +52,6 @@ def draw_placenta_view(
     thick = rng.uniform(10, 20)
     cord = [centre_mm[0] + rng.normal(0, 8), 0, centre_mm[1] + thick * 0.9]
     return (
-        ellipsoid(S.MYOMETRIUM, [0, 0, 0], np.full(3, FAR_MM)),
         _disc(S.AMNIOTIC_FLUID, centre_mm + 26 * below, np.array([70.0, 34.0]), tilt),
         _disc(S.PLACENTA, centre_mm, np.array([rng.uniform(38, 60), thick]), tilt),
         tube(S.CORD_WALL, cord, np.add(cord, [rng.normal(0, 10), 0, 26]), 5.0),
@@ -75,7 +73,6 @@ def draw_cervix(*, probe_radius_mm: float, rng: np.random.Generator) -> tuple[So
     head_centre = end + side * along * (head + rng.uniform(3, 14)) + across * rng.normal(2, 8)
     thick = rng.uniform(12, 17)
     solids = [
-        ellipsoid(S.MYOMETRIUM, [0, 0, 0], np.full(3, FAR_MM)),
         ellipsoid(S.AMNIOTIC_FLUID, head_centre, np.full(3, head + rng.uniform(2, 8))),
         ellipsoid(S.SKIN, head_centre, np.full(3, head)),
         ellipsoid(S.SKULL, head_centre, np.full(3, head - 1.5)),
@@ -97,7 +94,7 @@ def draw_vessel(*, rng: np.random.Generator) -> tuple[Solid, ...]:
     depth, radius = rng.uniform(12, 24), rng.uniform(2.6, 6.5)
     turn = rotation_about(1, rng.normal(0, 4))
     start, end = np.array([0, 0, depth]) - turn[:, 0] * 90, np.array([0, 0, depth]) + turn[:, 0] * 90
-    solids = [ellipsoid(S.MYOMETRIUM, [0, 0, 0], np.full(3, FAR_MM))]
+    solids: list[Solid] = []
     for _ in range(rng.integers(4, 9)):  # fasciae and muscle layers
         layer = np.array([0, 0, rng.uniform(1, 40)])
         label = rng.choice([S.WALL, S.MUSCLE, S.SULCUS], p=[0.3, 0.5, 0.2])

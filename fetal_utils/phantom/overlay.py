@@ -18,7 +18,13 @@ LEAK = {
 }
 STRAY_PRESETS = ("Cardiac", "Routine", "Neuro")
 STRAY_SHARE = 0.04  # a preset left on from the plane before
-CALIPER_SHARE = {"Fetal brain": 0.06, "Fetal abdomen": 0.06, "Fetal femur": 0.08, "Maternal cervix": 0.06, "Other": 0.08}
+CALIPER_SHARE = {
+    "Fetal brain": 0.06,
+    "Fetal abdomen": 0.06,
+    "Fetal femur": 0.08,
+    "Maternal cervix": 0.06,
+    "Other": 0.08,
+}
 
 
 def draw_overlay(

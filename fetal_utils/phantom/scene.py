@@ -37,7 +37,7 @@ class Scene:
     def labels(self, grid: BeamGrid, fetus: Fetus) -> np.ndarray:
         """Structure at every sample of the grid, uint8 (n_ranges, n_beams)."""
         x, z = grid.to_slice()
-        labels = np.zeros(x.shape, np.uint8)
+        labels = np.full(x.shape, S.MYOMETRIUM, np.uint8)  # whatever no solid fills
         paint(labels, self.warp(np.stack([x, np.zeros_like(x), z])), self.solids)
         if self.view is not None:
             fetus.paint(labels, self.view.to_body(x - np.float32(self.centre_mm[0]), z - np.float32(self.centre_mm[1])))
@@ -63,7 +63,17 @@ def compose(
         probe_radius_mm=probe.radius_mm, wall_mm=wall_mm, centre_mm=centre, radius_mm=view.size_mm / 2, rng=rng
     )
     max_depth = depth - probe.radius_mm + view.size_mm * rng.uniform(0.7, 1.2)
-    return Scene(solids, probe, centre, view.size_mm, view.defining, max_depth, 0.75, draw_warp(rng.uniform(1, 3), 35, rng=rng), view)
+    return Scene(
+        solids,
+        probe,
+        centre,
+        view.size_mm,
+        view.defining,
+        max_depth,
+        0.75,
+        draw_warp(rng.uniform(1, 3), 35, rng=rng),
+        view,
+    )
 
 
 def draw_scene(
@@ -87,7 +97,7 @@ def draw_scene(
     )
     image = np.rint(255 * grid.to_screen(gray)).astype(np.uint8)
     defines = np.isin(np.arange(len(S)), scene.defining).astype(np.uint8) * ANATOMY
-    mask = grid.to_screen(defines[labels], nearest=True)
+    mask = grid.to_screen_nearest(defines[labels])
     weeks = fetus.biometry.weeks
     return draw_overlay(image, mask, layout=machine.layout, plane=plane, weeks=weeks, ends=_ends(mask), rng=rng)
 
@@ -97,7 +107,7 @@ def _cervix(rng: np.random.Generator) -> Scene:
     solids = mother.draw_cervix(probe_radius_mm=probe.radius_mm, rng=rng)
     centre = np.array([rng.normal(0, 3), probe.radius_mm + rng.uniform(18, 26)])
     defining = (S.CERVICAL_CANAL, S.CERVICAL_MUCOSA)
-    return Scene(solids, probe, centre, 52.0, defining, rng.uniform(50, 85), 1.0, draw_warp(1.0, 25, rng=rng))
+    return Scene(solids, probe, centre, 52.0, defining, rng.uniform(50, 85), 0.5, draw_warp(1.0, 25, rng=rng))
 
 
 def _vessel(rng: np.random.Generator) -> Scene:

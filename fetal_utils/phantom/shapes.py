@@ -134,7 +134,31 @@ class Without:
         return self.solid.contains(points) & ~self.hole.contains(points)
 
 
-Solid = Ellipsoid | Tube | Repeated | Without
+@dataclass(frozen=True)
+class Within:
+    """``solid`` only where it lies inside ``room``: organs that a wall confines."""
+
+    solid: Ellipsoid | Tube
+    room: Ellipsoid
+
+    @property
+    def label(self) -> int:
+        return self.solid.label
+
+    @property
+    def centre(self) -> np.ndarray:
+        return self.solid.centre
+
+    @property
+    def radius(self) -> float:
+        return self.solid.radius
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Whether each point lies in both."""
+        return self.solid.contains(points) & self.room.contains(points)
+
+
+Solid = Ellipsoid | Tube | Repeated | Without | Within
 
 
 def ellipsoid(label, centre, half_lengths, *, rotation=None, powers: tuple[int, int, int] = (2, 2, 2)) -> Ellipsoid:

@@ -27,14 +27,14 @@ def read_raw_csv(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path} is no table separated by ';': {error}") from error
 
 
-def check_metadata(rows: pd.DataFrame, *, columns_only_for_drawing: bool = False) -> None:
+def check_metadata(rows: pd.DataFrame, *, for_drawing: bool = False) -> None:
     """Refuse rows that cannot be drawn.
 
     Parameters
     ----------
     rows : DataFrame
         Raw columns.
-    columns_only_for_drawing : bool
+    for_drawing : bool
         Do without ``Train `` (one row drawn alone).
 
     Raises
@@ -42,7 +42,7 @@ def check_metadata(rows: pd.DataFrame, *, columns_only_for_drawing: bool = False
     ValueError
         If a column is missing, the table is empty, names repeat, or a value is unknown; the message names the first.
     """
-    needed = [name for name in CSV_COLUMNS if name != "Train " or not columns_only_for_drawing]
+    needed = [name for name in CSV_COLUMNS if not (for_drawing and name == "Train ")]
     missing = [name for name in needed if name not in rows]
     if missing:
         raise ValueError(f"columns {missing} are missing; found {list(rows.columns)}, expected {needed}")
@@ -51,12 +51,14 @@ def check_metadata(rows: pd.DataFrame, *, columns_only_for_drawing: bool = False
     for column, allowed in ALLOWED.items():
         unknown = rows.loc[~rows[column].isin(allowed), column]
         if len(unknown):
-            raise ValueError(f"unknown {column} {unknown.iloc[0]!r} in row {unknown.index[0]}; expected one of {list(allowed)}")
+            where = f"{unknown.iloc[0]!r} in row {unknown.index[0]}"
+            raise ValueError(f"unknown {column} {where}; expected one of {list(allowed)}")
     brain = rows["Plane"] == "Fetal brain"
     mixed = rows.loc[brain == (rows["Brain_plane"] == NOT_A_BRAIN)]
     if len(mixed):
         row = mixed.iloc[0]
-        raise ValueError(f"{row['Image_name']}: Plane {row['Plane']!r} does not go with Brain_plane {row['Brain_plane']!r}")
+        pair = f"Plane {row['Plane']!r} does not go with Brain_plane {row['Brain_plane']!r}"
+        raise ValueError(f"{row['Image_name']}: {pair}; only brain images have a brain plane")
     names = rows["Image_name"].astype(str)
     unsafe = names[names.str.contains(r"[\\/]|^\.") | names.duplicated()]
     if len(unsafe):

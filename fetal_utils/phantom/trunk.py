@@ -37,7 +37,7 @@ def build_trunk(size: TrunkSize, *, rng: np.random.Generator) -> Part:
 
 def _body(size: TrunkSize) -> list[Solid]:
     at = size.at
-    outer, skin = at(0.98, 1.04, 2.15), 0.9 + 0.05 * size.weeks
+    outer, skin = at(0.98, 1.04, 2.15), 0.6 + 0.03 * size.weeks
     return [
         ellipsoid(S.SKIN, at(0, 0, 0.05), outer + skin, powers=BLUNT),
         ellipsoid(S.SOFT_TISSUE, at(0, 0, 0.05), outer - 0.3, powers=BLUNT),
@@ -47,20 +47,19 @@ def _body(size: TrunkSize) -> list[Solid]:
 
 def _abdomen(size: TrunkSize, rng: np.random.Generator) -> list[Solid]:
     at, radius = size.at, size.radius
-    jitter = lambda: rng.normal(0, 0.03, 3)  # noqa: E731
-    filled = 0.55 + 0.45 * size.stomach
+    filled = 0.65 + 0.35 * size.stomach
     solids = [
         ellipsoid(S.LIVER, at(0.10, -0.02, 0.05), at(0.80, 0.90, 0.68), powers=BLUNT),
         ellipsoid(
             S.STOMACH,
-            at(*(np.array([0.02, 0.48, 0.02]) + jitter())),
+            at(*rng.normal([0.02, 0.48, 0.02], 0.03)),
             at(0.36 * filled, 0.21 * filled, 0.26 * filled),
             rotation=rotation_about(2, rng.uniform(-25, 40)),
         ),
         ellipsoid(S.LIVER, at(-0.36, 0.40, -0.05), at(0.16, 0.22, 0.2)),  # spleen
     ]
     vein = max(1.3, 0.062 * radius)
-    sinus = at(*(np.array([0.18, -0.04, 0.0]) + jitter()))
+    sinus = at(*rng.normal([0.18, -0.04, 0.0], 0.03))
     solids += [
         *_vessel(S.UMBILICAL_VEIN, at(0.95, 0.0, -0.55), at(0.55, 0.0, -0.08), vein),
         *_vessel(S.UMBILICAL_VEIN, at(0.55, 0.0, -0.08), sinus, vein),
@@ -90,7 +89,8 @@ def _pelvis(size: TrunkSize) -> list[Solid]:
             ellipsoid(S.KIDNEY, kidney, at(0.25, 0.27, 0.42), rotation=turn),
             ellipsoid(S.SULCUS, kidney, at(0.12, 0.12, 0.26), rotation=turn),
             ellipsoid(S.BLADDER, kidney + at(0.03, -0.06 * side, 0), at(0.05, 0.05, 0.12)),  # renal pelvis
-            tube(S.SMALL_BONE, at(-0.62, 0.25 * side, -1.35), at(-0.25, 0.66 * side, -1.5), 0.08 * size.radius),  # ilium
+            # ilium
+            tube(S.SMALL_BONE, at(-0.62, 0.25 * side, -1.35), at(-0.25, 0.66 * side, -1.5), 0.08 * size.radius),
         ]
     return solids
 
@@ -109,7 +109,11 @@ def _heart(size: TrunkSize, rng: np.random.Generator) -> list[Solid]:
     at, radius = size.at, size.radius
     turn = rotation_about(2, size.heart_axis_deg)
     scale = radius * rng.uniform(1.0, 1.18)
-    place = lambda x, y, z=0.0: at(*HEART) + turn @ (scale * np.array([x, y, z]))  # noqa: E731
+
+    def place(x: float, y: float, z: float = 0.0) -> np.ndarray:
+        """From the axes of the heart to the frame of the trunk, mm."""
+        return at(*HEART) + turn @ (scale * np.array([x, y, z]))
+
     chamber = rng.uniform(0.9, 1.1)
     solids = [ellipsoid(S.MYOCARDIUM, at(*HEART), scale * np.array([0.58, 0.46, 0.48]), rotation=turn)]
     for side, grown in ((1, 1.0), (-1, 1.08)):
@@ -164,11 +168,9 @@ def _ribs(size: TrunkSize) -> list[Solid]:
     """Slanted rings of bone around the chest, open in front."""
     at, radius = size.at, size.radius
     pitch, slope = 0.27 * radius, -0.35
-    thickness = 0.05 * radius
-    ring = Without(
-        ellipsoid(S.RIB, at(-0.03, 0, 1.05), [0.90 * radius, 0.95 * radius, 1.1 * thickness], powers=BLUNT),
-        ellipsoid(S.RIB, at(-0.03, 0, 1.05), [0.90 * radius - 1.5 * thickness, 0.95 * radius - 1.5 * thickness, radius]),
-    )
+    thickness, middle = 0.05 * radius, at(-0.03, 0, 1.05)
+    outer = ellipsoid(S.RIB, middle, [0.90 * radius, 0.95 * radius, 1.1 * thickness], powers=BLUNT)
+    inner = ellipsoid(S.RIB, middle, [0.90 * radius - 1.5 * thickness, 0.95 * radius - 1.5 * thickness, radius])
     open_front = ellipsoid(S.RIB, at(1.15, 0, 1.05), at(0.75, 0.8, 2.5), powers=BOX)
-    cage = Repeated(ring, pitch, 4, slope)
+    cage = Repeated(Without(outer, inner), pitch, 4, slope)
     return [Without(cage, open_front)]
