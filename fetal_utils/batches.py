@@ -19,7 +19,7 @@ def draw_batches(n_images: int, *, n_batches: int, batch_size: int, generator: t
     n_images : int
         At least 2.
     n_batches, batch_size : int
-        The batch is no larger than ``n_images``.
+        At least 1 and 2; a batch is no larger than ``n_images``.
     generator : torch.Generator
 
     Returns
@@ -29,11 +29,14 @@ def draw_batches(n_images: int, *, n_batches: int, batch_size: int, generator: t
     Raises
     ------
     ValueError
-        If there are fewer than two images or fewer than two in a batch.
+        If there is no batch to draw, or fewer than two images in all or in a batch.
     """
     size = min(batch_size, n_images)
-    if size < 2:
-        raise ValueError(f"{n_images} images in batches of {batch_size}: at least two of each are needed")
+    if size < 2 or n_batches < 1:
+        raise ValueError(
+            f"n_images={n_images}, n_batches={n_batches}, batch_size={batch_size}: expected at least 2 images, "
+            "1 batch, and 2 images in a batch"
+        )
     n_orders = math.ceil(n_batches * size / n_images)
     orders = torch.cat([torch.randperm(n_images, generator=generator) for _ in range(n_orders)])
     return orders[: n_batches * size].view(n_batches, size)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
+from fetal_utils.dataset import Dataset
 from fetal_utils.environment import progress_bar
 from fetal_utils.epochs import replace_file
 from fetal_utils.images import ImageFormat
@@ -72,7 +74,7 @@ class Features(Settings):
     source: EncoderSource
     image_size: int
 
-    def check(self, dataset) -> None:
+    def check(self, dataset: Dataset) -> None:
         ImageFormat(self.image_size)
 
     def compute(self, work: Work) -> None:
@@ -91,7 +93,7 @@ class Features(Settings):
         return np.load(store.open(self).folder / "features.npy", mmap_mode="r")
 
 
-def save_array(array: np.ndarray, path) -> None:
+def save_array(array: np.ndarray, path: Path) -> None:
     """np.save under exactly the name given (it would add ``.npy`` to another ending)."""
     with path.open("wb") as file:
         np.save(file, array)

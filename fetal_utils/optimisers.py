@@ -1,12 +1,24 @@
-"""Optimisers and learning-rate schedule shared by pretraining and supervised training."""
+"""The optimiser, its learning rate and its step, shared by pretraining and supervised training."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+
+
+MAX_GRADIENT_NORM = 1.0
+
+
+def check_optimisation(*, lr: float, weight_decay: float, warmup_fraction: float) -> None:
+    """Raise a ValueError for values that no training can use."""
+    if not (lr > 0 and weight_decay >= 0 and 0 <= warmup_fraction < 1):
+        raise ValueError(
+            f"lr={lr}, weight_decay={weight_decay}, warmup_fraction={warmup_fraction}: expected lr above 0, "
+            "weight_decay of 0 or more, and warmup_fraction from 0 to less than 1"
+        )
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict]:
@@ -67,3 +79,38 @@ def warmup_cosine(optimiser: torch.optim.Optimizer, *, n_steps: int, n_warmup: i
         return (1 + math.cos(math.pi * progress)) / 2
 
     return LambdaLR(optimiser, factor)
+
+
+def train_output(module: nn.Module, images: Tensor) -> Tensor:
+    """A network's output in training mode, in bfloat16 where an accelerator computes it.
+
+    Parameters
+    ----------
+    module : Module
+        Left in training mode.
+    images : Tensor, shape (n_images, 1, image_size, image_size)
+
+    Returns
+    -------
+    Tensor, shape (n_images, n_outputs)
+    """
+    device = images.device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu"):
+        return module.train()(images.contiguous(memory_format=torch.channels_last))
+
+
+def descend(module: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One optimiser step down a loss, the gradient's norm clipped to `MAX_GRADIENT_NORM`.
+
+    Parameters
+    ----------
+    module : Module
+        Whose parameters the optimiser holds.
+    optimiser : Optimizer
+    loss : Tensor, shape ()
+        Of an output of the module.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), max_norm=MAX_GRADIENT_NORM)
+    optimiser.step()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import timm
 
+from fetal_utils.augmentations import check_preset
 from fetal_utils.environment import pick_device
 from fetal_utils.images import ImageFormat
 from fetal_utils.strategies import STRATEGIES
-from fetal_utils.transforms import check_preset
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
+import operator
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -19,16 +19,14 @@ import torch
 from filelock import FileLock
 
 from fetal_utils.dataset import Dataset
-from fetal_utils.environment import (
-    commit,
-    peak_memory_mib,
-    pick_device,
-    progress_bar,
-    versions,
-)
+from fetal_utils.environment import commit, peak_memory_mib, pick_device, progress_bar, versions
 
 # Raised when the code gives other numbers for the same settings: older results are then not reused.
 RESULTS_VERSION = 1
+
+
+# the annotation of a field, as ``from __future__ import annotations`` leaves it, and how its value is made so
+NUMBERS = {"int": operator.index, "float": float}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +38,12 @@ class Settings:
     """
 
     kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        # so that 1 and 1.0 (both come from YAML), or an int of NumPy, name the same run
+        for entry in dataclasses.fields(self):
+            if entry.type in NUMBERS:
+                object.__setattr__(self, entry.name, as_number(entry, getattr(self, entry.name)))
 
     def check(self, dataset: Dataset) -> None:
         """Raise a ValueError for settings that can't be computed, before any run starts."""
@@ -58,6 +62,14 @@ class Settings:
         return {"kind": self.kind} | {
             entry.name: plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)
         }
+
+
+def as_number(entry: dataclasses.Field, value: object) -> int | float:
+    """A field's value as the number that its annotation promises, or a TypeError that names the field."""
+    try:
+        return NUMBERS[entry.type](value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{entry.name}={value!r}: expected {entry.type}") from None
 
 
 def plain(value: object) -> object:
@@ -192,7 +204,7 @@ class RunStore:
             If runs failed; raised after all others are finished. A failed run's folder
             (``<hash>.partial``) holds ``traceback.txt``.
         """
-        missing = [settings for settings in in_order(wanted) if not self.has(settings)]
+        missing = self.missing(wanted)
         for settings in missing:
             settings.check(self.dataset)
         failures: dict[Settings, str] = {}
@@ -209,6 +221,17 @@ class RunStore:
             raise RunsFailedError(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(lines))
         return [self.open(settings) for settings in wanted]
 
+    def missing(self, wanted: Sequence[Settings]) -> list[Settings]:
+        """The runs to compute, each once, a start before what starts from it; a finished run needs no start."""
+
+        def unfinished(settings: Settings) -> Iterator[Settings]:
+            if not self.has(settings):
+                for start in settings.starts_from():
+                    yield from unfinished(start)
+                yield settings
+
+        return list(dict.fromkeys(run for settings in wanted for run in unfinished(settings)))
+
     def failed_start(self, settings: Settings, failures: dict[Settings, str]) -> str:
         """Why a run can't start: one that it starts from failed. Empty if none did."""
         broken = [start for start in settings.starts_from() if start in failures]
@@ -218,11 +241,11 @@ class RunStore:
         """Compute one run whose starting runs exist; the reason in one line if it fails, else empty."""
         folder = self.folder(settings)
         partial = folder.with_suffix(".partial")
-        partial.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if self.has(settings):  # another process finished it while this one waited
-                shutil.rmtree(partial, ignore_errors=True)
                 return ""
+            partial.mkdir(exist_ok=True)
             work = Work(folder=partial, dataset=self.dataset, store=self, device=self.device)
             try:
                 settings.compute(work)
@@ -265,14 +288,3 @@ class RunStore:
         if {name: run.record.get(name) for name in wanted} != wanted:
             raise ValueError(f"{run.folder / 'record.json'} holds other settings than asked for; delete that folder")
         return run
-
-
-def in_order(wanted: Sequence[Settings]) -> list[Settings]:
-    """The wanted runs and all they start from, each once, a start before what starts from it."""
-
-    def with_starts(settings: Settings) -> Iterator[Settings]:
-        for start in settings.starts_from():
-            yield from with_starts(start)
-        yield settings
-
-    return list(dict.fromkeys(run for settings in wanted for run in with_starts(settings)))

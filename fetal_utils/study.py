@@ -119,7 +119,7 @@ def parse_value(text: str) -> object:
 
 
 def check_type(name: str, value: object, default: object) -> object:
-    """The value as the default's type, a whole number also as a float.
+    """The value as the default's type, a whole number also as a float; the same for each value of a list.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def check_type(name: str, value: object, default: object) -> object:
             f"parameter {name}={value!r} is a {type(value).__name__}; "
             f"expected a {type(default).__name__}, as the default {default!r}"
         )
-    return value
+    return [check_type(name, one, default[0]) for one in value] if isinstance(value, list) else value
 
 
 def plan(preset: Mapping, given: Mapping[str, object], *, only: str | None = None) -> list[Execution]:
@@ -193,6 +193,7 @@ def check_inputs(executions: list[Execution]) -> None:
         if values["data_dir"]:
             dataset = open_dataset(values["data_dir"], results_dir=values["results_dir"], phantom_patients=0)
             dataset.task(values.get("task", next(iter(dataset.tasks))))
+            dataset.images(values["image_size"])  # decodes every image, so a broken one is found now
 
 
 def variants(

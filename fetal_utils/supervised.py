@@ -43,6 +43,8 @@ class Supervised(Settings):
     seed: int = 0
 
     def check(self, dataset: Dataset) -> None:
+        if self.draw < 0 or self.seed < 0:
+            raise ValueError(f"draw={self.draw}, seed={self.seed}: expected 0 or more")
         data = LabelledData(dataset, self)
         n_test_patients = dataset.metadata["patient"].iloc[data.test].nunique()
         if not len(data.val) or n_test_patients < 2:

@@ -60,7 +60,14 @@ def write_part(table: pd.DataFrame, *, results_dir: str | Path, name: str, part:
     -------
     Path
         ``<results_dir>/tables/<name>.<part>.csv``
+
+    Raises
+    ------
+    ValueError
+        If there is no such table, or columns of it are missing.
     """
+    if name not in TABLES:
+        raise ValueError(f"name={name!r}: expected one of {list(TABLES)}")
     missing = [column for column in TABLES[name] if column not in table.columns]
     if missing:
         raise ValueError(f"{name} of {part} lack the columns {missing}; expected {list(TABLES[name])}")
@@ -84,7 +91,7 @@ def merge_tables(results_dir: str | Path) -> list[Path]:
         if parts:
             merged = pd.concat([pd.read_csv(part, keep_default_na=False, na_values=[""]) for part in parts])
             path = Path(results_dir) / f"{name}.csv"
-            merged = merged.drop_duplicates(subset=key_columns(columns))
+            merged = merged.drop_duplicates(subset=key_columns(columns))[list(columns)]
             replace_file(path, lambda beside, merged=merged: merged.to_csv(beside, index=False))
             written.append(path)
     return written

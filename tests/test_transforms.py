@@ -4,17 +4,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fetal_utils.transforms import (
-    FAMILIES,
-    PRESETS,
-    Augment,
-    EvalTransform,
-    Row,
-    check_preset,
-    resize,
-    two_views,
-    without,
-)
+from fetal_utils.augmentations import FAMILIES, PRESETS, Row, check_preset, without
+from fetal_utils.transforms import Augment, EvalTransform, resize, two_views
 
 SIZE = 48
 AS_IS = {"mean": 0.0, "std": 1.0}  # views stay in [0, 1]

@@ -226,8 +226,9 @@ def _draw(row: dict, *, seed: int, image_height: int) -> tuple[np.ndarray, np.nd
 
 def _draw_and_save(row: dict, *, folder: Path, seed: int, image_height: int) -> None:
     for directory, pixels in zip((IMAGE_DIR, MASK_DIR), _draw(row, seed=seed, image_height=image_height), strict=True):
-        # the lightest compression: speckle hardly compresses, and time matters more than a few per cent of disk
-        Image.fromarray(pixels).save(folder / directory / f"{row['Image_name']}.png", compress_level=1)
+        Image.fromarray(pixels).save(
+            folder / directory / f"{row['Image_name']}.png", compress_level=3
+        )  # more costs time and saves little: speckle is noise
 
 
 def _draw_all(folder: Path, rows: pd.DataFrame, *, seed: int, image_height: int, n_workers: int | None, progress: bool):

@@ -131,10 +131,10 @@ def _limbs(sizes: Biometry, radius: float, rng: np.random.Generator) -> list[Par
         turn = rotation_about(2, side * rng.uniform(-5, 25)) @ rotation_about(1, -raised)
         hip = radius * np.array([0.05, 0.62 * side, -1.75])
         origin = hip + turn[:, 0] * 0.62 * sizes.femur_mm
-        limbs.append(build_leg(f"{name} leg", femur_mm=sizes.femur_mm, origin=origin, rotation=turn, rng=rng))
+        limbs += build_leg(name, femur_mm=sizes.femur_mm, origin=origin, rotation=turn, rng=rng)
         humerus_mm = 0.95 * sizes.femur_mm
         turn = rotation_about(2, side * rng.uniform(10, 60)) @ rotation_about(1, rng.uniform(20, 75))
         shoulder = radius * np.array([0.1, 1.02 * side, 1.6])
         origin = shoulder + turn[:, 0] * 0.5 * humerus_mm
-        limbs.append(build_arm(f"{name} arm", humerus_mm=humerus_mm, origin=origin, rotation=turn, rng=rng))
+        limbs += build_arm(name, humerus_mm=humerus_mm, origin=origin, rotation=turn, rng=rng)
     return limbs

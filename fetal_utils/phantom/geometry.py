@@ -21,7 +21,7 @@ class Probe:
         """Range (mm) and beam position (radians, or mm for a linear probe) of points of the slice."""
         if self.radius_mm == 0:
             return z_mm, x_mm
-        return np.hypot(x_mm, z_mm), np.arctan2(x_mm, z_mm)
+        return np.sqrt(x_mm**2 + z_mm**2), np.arctan2(x_mm, z_mm)
 
     def to_slice(self, ranges: np.ndarray, beams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inverse of ``to_beam``: x and z (mm)."""

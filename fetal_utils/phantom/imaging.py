@@ -13,7 +13,7 @@ from scipy import ndimage, signal
 
 MAX_LOSS_DB = 70.0  # deeper shadows are black anyway
 N_DEPTH_BANDS = 6  # beam width is constant within a band; steps between bands are too small to see
-SPECULAR_GAIN = 14.0  # amplitude of a mirror-like echo per unit reflection coefficient
+SPECULAR_GAIN = 17.0  # amplitude of a mirror-like echo per unit reflection coefficient
 
 
 @dataclass(frozen=True)

@@ -7,61 +7,61 @@ from itertools import pairwise
 
 import numpy as np
 
-from fetal_utils.phantom.shapes import Part, Solid, ellipsoid, tube
+from fetal_utils.phantom.shapes import Part, Solid, ellipsoid, rotation_about, tube
 from fetal_utils.phantom.structures import Structure as S
 
 
-def build_leg(name: str, *, femur_mm: float, origin, rotation: np.ndarray, rng: np.random.Generator) -> Part:
-    """Thigh with the femur (``femur_mm`` long), flexed knee, lower leg with tibia and fibula, foot."""
-    half = femur_mm / 2
+def build_leg(side: str, *, femur_mm: float, origin, rotation: np.ndarray, rng: np.random.Generator) -> list[Part]:
+    """Thigh with the femur (``femur_mm`` long), flexed knee, lower leg with tibia and fibula; and the foot."""
+    half, bone = femur_mm / 2, max(1.0, 0.042 * femur_mm)
     bow = rng.uniform(0.02, 0.07) * femur_mm
-    bone = max(1.0, 0.042 * femur_mm)
-    flexion = np.deg2rad(rng.uniform(40, 120))
+    shin = _flexed(rng.uniform(40, 120), towards=-1)  # columns: down the shin, across it, and the way the toes point
+    down, across = shin[:, 0], shin[:, 1]
     knee = np.array([half * 1.12, 0, 0])
-    down = np.array([np.cos(flexion), 0, -np.sin(flexion)])
-    ankle = knee + down * 0.95 * femur_mm
-    across = np.array([0, 1.0, 0])
-    solids = [
+    ankle = knee + 0.95 * femur_mm * down
+    leg = [
         *_limb_flesh([-1.25 * half, 0, 0], knee, 0.30 * femur_mm),
         *_limb_flesh(knee, ankle, 0.21 * femur_mm),
-        *_limb_flesh(ankle, ankle + 0.45 * femur_mm * np.array([down[2], 0, -down[0]]), 0.12 * femur_mm),
         *_bowed_bone(S.FEMUR, half, bow, bone),
         ellipsoid(S.SOFT_TISSUE, knee, np.full(3, 0.09 * femur_mm)),  # cartilage of the knee
         tube(S.LONG_BONE, knee + 0.10 * femur_mm * down, ankle, 0.9 * bone),
         tube(S.LONG_BONE, knee + across * 4 * bone + 0.12 * femur_mm * down, ankle + across * 2 * bone, 0.6 * bone),
     ]
-    for toe in np.linspace(0.1, 0.42, 4):
-        centre = ankle + toe * femur_mm * np.array([down[2], 0, -down[0]])
-        solids.append(ellipsoid(S.SMALL_BONE, centre, np.full(3, 0.9 * bone)))
-    return Part(name, np.asarray(origin, float), rotation, tuple(solids))
+    shank = Part(f"{side} leg", np.asarray(origin, float), rotation, tuple(leg))
+    toes_first = np.stack([shin[:, 2], across, -down], axis=1)  # frame of the foot: z goes up the shin
+    foot = [*_limb_flesh([-0.08 * femur_mm, 0, 0], [0.42 * femur_mm, 0, 0], 0.12 * femur_mm)]
+    for place in np.linspace(-0.05, 0.4, 6):
+        foot.append(ellipsoid(S.SMALL_BONE, [place * femur_mm, 0, 0], np.array([1.3, 1.6, 0.8]) * bone))
+    return [shank, Part(f"{side} foot", shank.to_body(ankle), rotation @ toes_first, tuple(foot))]
 
 
-def build_arm(name: str, *, humerus_mm: float, origin, rotation: np.ndarray, rng: np.random.Generator) -> Part:
-    """Upper arm, flexed elbow, forearm with two bones, hand with five fingers."""
+def build_arm(side: str, *, humerus_mm: float, origin, rotation: np.ndarray, rng: np.random.Generator) -> list[Part]:
+    """Upper arm, flexed elbow, forearm with two bones; and the hand with five fingers."""
     half, bone = humerus_mm / 2, max(0.9, 0.04 * humerus_mm)
-    flexion = np.deg2rad(rng.uniform(60, 140))
+    forearm = _flexed(rng.uniform(60, 140), towards=1)
+    out, across = forearm[:, 0], forearm[:, 1]
     elbow = np.array([half * 1.1, 0, 0])
-    out = np.array([np.cos(flexion), 0, np.sin(flexion)])
     wrist = elbow + 0.85 * humerus_mm * out
-    across = np.array([0, 1.0, 0])
-    solids = [
+    start = elbow + 0.08 * humerus_mm * out
+    arm = [
         *_limb_flesh([-1.1 * half, 0, 0], elbow, 0.20 * humerus_mm),
         *_limb_flesh(elbow, wrist, 0.16 * humerus_mm),
-        *_limb_flesh(wrist, wrist + 0.2 * humerus_mm * out, 0.13 * humerus_mm),
         tube(S.LONG_BONE, [-half, 0, 0], [half, 0, 0], bone),
-        tube(
-            S.LONG_BONE, elbow + 0.08 * humerus_mm * out + across * 1.8 * bone, wrist + across * 1.5 * bone, 0.7 * bone
-        ),
-        tube(
-            S.LONG_BONE, elbow + 0.08 * humerus_mm * out - across * 1.8 * bone, wrist - across * 1.5 * bone, 0.7 * bone
-        ),
+        tube(S.LONG_BONE, start + across * 1.8 * bone, wrist + across * 1.5 * bone, 0.7 * bone),
+        tube(S.LONG_BONE, start - across * 1.8 * bone, wrist - across * 1.5 * bone, 0.7 * bone),
     ]
+    upper = Part(f"{side} arm", np.asarray(origin, float), rotation, tuple(arm))
+    hand = [*_limb_flesh([0, 0, 0], [0.18 * humerus_mm, 0, 0], 0.12 * humerus_mm)]
     for spread in np.linspace(-0.5, 0.5, 5):
-        finger = out + spread * across
-        finger /= np.linalg.norm(finger)
-        start, end = wrist + 0.12 * humerus_mm * finger, wrist + 0.42 * humerus_mm * finger
-        solids += [tube(S.SKIN, start, end, 1.5 * bone), tube(S.SMALL_BONE, start, end, 0.5 * bone)]
-    return Part(name, np.asarray(origin, float), rotation, tuple(solids))
+        finger = np.array([1, spread, 0]) / np.hypot(1, spread)
+        first, last = 0.14 * humerus_mm * finger, 0.46 * humerus_mm * finger
+        hand += [tube(S.SKIN, first, last, 1.6 * bone), tube(S.SMALL_BONE, first, last, 0.55 * bone)]
+    return [upper, Part(f"{side} hand", upper.to_body(wrist), rotation @ forearm, tuple(hand))]
+
+
+def _flexed(angle_deg: float, *, towards: int) -> np.ndarray:
+    """Frame (columns) of a limb's second segment, bent by an angle towards +z or -z of the first."""
+    return rotation_about(1, -towards * angle_deg)
 
 
 def build_cord(*, radius_mm: float, origin, rng: np.random.Generator) -> Part:

@@ -33,7 +33,7 @@ def draw_uterus(
     tuple of Solid
         In the frame of the probe, to be painted in this order.
     """
-    fluid = radius_mm * np.exp(rng.normal(0.25, 0.22, 2)) * np.array([1.25, 1.0])
+    fluid = radius_mm * np.exp(rng.normal(0.08, 0.28, 2)) * np.array([1.3, 1.0])
     shift = radius_mm * rng.normal(0, 0.22, 2)
     cavity = _disc(S.AMNIOTIC_FLUID, centre_mm + shift, fluid, rng.uniform(-25, 25))
     return (

@@ -59,7 +59,7 @@ class View:
 _AXIAL = {"lateral": (1.0, 0.0, 0.0), "depth": (0.0, 1.0, 0.0)}
 _TILTED = {"lateral": (0.93, 0.0, 0.366), "depth": (0.0, 1.0, 0.0)}  # 21.5 degrees back and down
 _SAGITTAL = {"lateral": (0.0, 0.0, 1.0), "depth": (1.0, 0.0, 0.0)}
-_ACROSS = {"lateral": (0.0, 1.0, 0.0), "depth": (0.0, 0.0, 1.0)}
+_ALONG_PALM = {"lateral": (1.0, 0.0, 0.0), "depth": (0.0, 1.0, 0.0)}
 _ALONG_BONE = {"lateral": (1.0, 0.0, 0.0), "depth": (0.0, 0.0, 1.0)}
 _BRAIN = {"part": "head", "unit": "head", "size": 2.0, "tilt_deg": 5.0, "offset": 0.045, "roll_deg": 18.0}
 
@@ -83,7 +83,14 @@ OFF_BRAIN_TARGETS = (
 )
 TARGETS = {
     "Fetal abdomen": Target(
-        "trunk", "abdomen", (0, 0, 0), size=2.1, defining=(S.STOMACH, S.UMBILICAL_VEIN), tilt_deg=5.0, **_AXIAL
+        "trunk",
+        "abdomen",
+        (0, 0, 0),
+        size=2.1,
+        defining=(S.STOMACH, S.UMBILICAL_VEIN),
+        tilt_deg=5.0,
+        offset=0.03,
+        **_AXIAL,
     ),
     "Fetal thorax": Target(
         "trunk",
@@ -108,20 +115,19 @@ TARGETS = {
 }
 _FREE = {"tilt_deg": 9.0, "offset": 0.06}
 _STRICT = {"tilt_deg": 2.5, "offset": 0.01, "roll_deg": 30.0}
+_CHEST = {"tilt_deg": 6.0, "offset": 0.02}
 OTHER_TARGETS = {
     "spine": Target("trunk", "abdomen", (-0.6, 0, 0.2), size=3.2, defining=(S.SPINE,), **_STRICT, **_SAGITTAL),
     "trunk": Target("trunk", "abdomen", (0, 0.1, 0.2), size=4.2, defining=(S.LIVER, S.LUNG), **_FREE, **_SAGITTAL),
     "profile": Target("head", "head", (0.6, 0, -0.6), size=1.9, defining=(S.SMALL_BONE,), **_STRICT, **_SAGITTAL),
     "orbits": Target("head", "head", (0.55, 0, -0.48), size=1.9, defining=(S.EYE,), **_STRICT, **_AXIAL),
     "kidneys": Target("trunk", "abdomen", (0, 0, -0.8), size=2.1, defining=(S.KIDNEY,), **_FREE, **_AXIAL),
-    "outflow": Target("trunk", "abdomen", (0.05, 0, 1.5), size=2.0, defining=(S.VESSEL,), **_FREE, **_AXIAL),
+    "outflow": Target("trunk", "abdomen", (0.05, 0, 1.42), size=2.0, defining=(S.VESSEL,), **_CHEST, **_AXIAL),
     "pelvis": Target("trunk", "abdomen", (0, 0, -1.45), size=2.1, defining=(S.BLADDER,), **_FREE, **_AXIAL),
     "cord": Target("cord", "abdomen", (0.6, 0, 0), size=1.3, defining=(S.CORD_VESSEL, S.CORD_WALL), **_FREE, **_AXIAL),
     "arm": Target("left arm", "femur", (0.2, 0, 0.1), size=1.4, defining=(S.LONG_BONE,), **_STRICT, **_ALONG_BONE),
-    "hand": Target("right arm", "femur", (0.35, 0, 0.75), size=1.0, defining=(S.SMALL_BONE,), **_FREE, **_ACROSS),
-    "foot": Target(
-        "right leg", "femur", (0.5, 0, -0.75), size=1.2, defining=(S.LONG_BONE, S.SMALL_BONE), **_FREE, **_ALONG_BONE
-    ),
+    "hand": Target("right hand", "femur", (0.2, 0, 0), size=0.9, defining=(S.SMALL_BONE,), **_FREE, **_ALONG_PALM),
+    "foot": Target("right foot", "femur", (0.1, 0, 0.2), size=1.1, defining=(S.SMALL_BONE,), **_STRICT, **_ALONG_BONE),
 }
 
 

@@ -48,15 +48,12 @@ def _body(size: TrunkSize) -> list[Solid]:
 def _abdomen(size: TrunkSize, rng: np.random.Generator) -> list[Solid]:
     at, radius = size.at, size.radius
     filled = 0.65 + 0.35 * size.stomach
+    stomach = at(0.36 * filled, 0.21 * filled, 0.30 * filled)
+    lie = rotation_about(2, rng.uniform(-25, 40))
     solids = [
         ellipsoid(S.LIVER, at(0.10, -0.02, 0.05), at(0.80, 0.90, 0.68), powers=BLUNT),
-        ellipsoid(
-            S.STOMACH,
-            at(*rng.normal([0.02, 0.48, 0.02], 0.03)),
-            at(0.36 * filled, 0.21 * filled, 0.26 * filled),
-            rotation=rotation_about(2, rng.uniform(-25, 40)),
-        ),
-        ellipsoid(S.LIVER, at(-0.36, 0.40, -0.05), at(0.16, 0.22, 0.2)),  # spleen
+        ellipsoid(S.BOWEL, at(-0.36, 0.40, -0.05), at(0.16, 0.22, 0.2)),  # spleen
+        ellipsoid(S.STOMACH, at(*rng.normal([0.02, 0.48, 0.02], 0.03)), stomach, rotation=lie),
     ]
     vein = max(1.3, 0.062 * radius)
     sinus = at(*rng.normal([0.18, -0.04, 0.0], 0.03))

@@ -1,0 +1,31 @@
+"""Data that several test files share; session-wide ones must not be changed by a test."""
+
+from pathlib import Path
+
+import pytest
+
+from fetal_utils.dataset import Dataset
+from fetal_utils.environment import PROJECT_ROOT
+from fetal_utils.phantom import write_phantom
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real tables and images beside the repository; only ever read."""
+    folder = PROJECT_ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_phantom(tmp_path_factory) -> Path:
+    """A phantom of 24 patients and 174 images, 64 px high."""
+    folder = tmp_path_factory.mktemp("data") / "tiny_phantom"
+    return write_phantom(folder, n_patients=24, seed=0, image_height=64, n_workers=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_phantom, tmp_path_factory) -> Dataset:
+    """The tiny phantom opened for the study: 82 training, 12 validation and 80 test images."""
+    return Dataset(tiny_phantom, tmp_path_factory.mktemp("cache"))

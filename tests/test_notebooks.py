@@ -1,0 +1,111 @@
+"""The notebooks: their form, and that they run, on the phantom and on the real images."""
+
+import ast
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+
+from fetal_utils.study import NOTEBOOK_DIR, main
+from fetal_utils.tables import COMPARISONS_COLUMNS, METRICS_COLUMNS
+
+NOTEBOOKS = sorted(NOTEBOOK_DIR.glob("*.ipynb"))
+# names that mean the same in every notebook (01 shows images only, so it needs no network input's device)
+SHARED = {"data_dir": "", "results_dir": "results/demo", "phantom_patients": 160}
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def parameters_cell(path):
+    (cell,) = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestForm:
+    def test_the_title_has_the_number_of_the_file(self, path):
+        number = path.stem[:2]
+        assert read(path).cells[0].source.startswith(f"# {number} · ")
+
+    def test_the_first_cell_that_runs_is_the_only_parameters_cell(self, path):
+        first = next(cell for cell in read(path).cells if cell.cell_type == "code")
+        assert first == parameters_cell(path)
+
+    def test_parameters_are_typed_literals_with_a_comment_that_papermill_shows(self, path):
+        for line in parameters_cell(path).source.splitlines():
+            assert re.fullmatch(r"[a-z_]+: [\w\[\]]+ = [^#]+  # [^=|]+", line), line
+            ast.literal_eval(line.split(" = ")[1].split("  #")[0])
+
+    def test_shared_parameters_have_the_same_default_everywhere(self, path):
+        values = {
+            statement.target.id: ast.literal_eval(statement.value)
+            for statement in ast.parse(parameters_cell(path).source).body
+        }
+        assert {name: values[name] for name in SHARED} == SHARED
+
+    def test_every_parameter_is_read(self, path):
+        names = re.findall(r"(?m)^([a-z_]+): ", parameters_cell(path).source)
+        rest = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code" and not cell.metadata)
+        assert [name for name in names if not re.search(rf"\b{name}\b", rest)] == []
+
+    def test_imports_stand_in_one_cell(self, path):
+        cells = [c.source for c in read(path).cells if c.cell_type == "code"]
+        assert sum(bool(re.search(r"(?m)^(import|from) ", source)) for source in cells) == 1
+
+    def test_it_says_what_was_seen_and_has_exercises_with_folded_answers(self, path):
+        text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+        assert "## What we saw" in text
+        exercises = text.split("## Exercises")[1]
+        assert 3 <= len(re.findall(r"(?m)^\d\. ", exercises)) == exercises.count("<details>") <= 5
+
+    def test_it_carries_no_outputs(self, path):
+        cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+        assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+
+    def test_code_cells_are_short_and_ids_are_names(self, path):
+        cells = read(path).cells
+        lengths = sorted(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
+        assert lengths[len(lengths) // 2] <= 15
+        assert all(re.fullmatch(r"[a-z][a-z0-9-]*", cell.id) for cell in cells)
+        assert len({cell.id for cell in cells}) == len(cells)
+
+
+def run_smoke(results_dir, *arguments):
+    """The smoke preset; executed notebooks as one text, metrics and comparisons."""
+    status = main(["--preset", "smoke", "--results-dir", str(results_dir), *arguments])
+    text = "".join(path.read_text() for path in sorted((results_dir / "notebooks").glob("*.ipynb")))
+    assert status == 0, text[-3000:]
+    return text, pd.read_csv(results_dir / "metrics.csv"), pd.read_csv(results_dir / "comparisons.csv")
+
+
+def test_the_study_runs_on_the_phantom_and_a_second_call_computes_nothing(tmp_path):
+    text, metrics, comparisons = run_smoke(tmp_path)
+    assert "says nothing about patients" in text
+    assert tuple(metrics.columns) == METRICS_COLUMNS
+    assert tuple(comparisons.columns) == COMPARISONS_COLUMNS
+    assert set(metrics["task"]) == {"planes", "brain_planes"}
+    assert set(metrics["strategy"]) == {"scratch", "imagenet", "simclr_scratch", "simclr_imagenet"}
+    assert set(metrics["protocol"]) == {"linear_probe", "fine_tune"}
+    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
+    _, again, _ = run_smoke(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")} == records
+    pd.testing.assert_frame_equal(metrics, again)
+
+
+def test_the_study_runs_on_real_images_and_names_the_classes_they_lack(tmp_path, real_data):
+    text, metrics, _ = run_smoke(tmp_path, "--data-dir", str(real_data / "fetal_planes_subset"))
+    assert "Maternal cervix, Other absent from this data set" in text
+    assert "says nothing about patients" not in text
+    planes = set(metrics.loc[metrics["task"] == "planes", "plane"])
+    assert planes == {"macro", "Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax"}
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert not drawn & {"01_planes.png", "01_brain_planes.png", "01_masks.png", "02_views.png"}
+
+
+def test_the_study_runs_on_the_tiny_real_sample_and_counts_what_it_leaves_out(tmp_path, real_data):
+    text, metrics, _ = run_smoke(tmp_path, "--data-dir", str(real_data / "fetal_planes_sample"))
+    assert "41 'Not A Brain'" in text
+    assert set(metrics["task"]) == {"planes", "brain_planes"}
