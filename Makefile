@@ -38,7 +38,7 @@ lab: $(INSTALLED)  ## open JupyterLab on the notebooks
 lint: $(INSTALLED)  ## check style and that notebooks carry no outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 clean:  ## remove the environment and caches; data and results stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

@@ -226,8 +226,11 @@ def execute(execution: Execution, results_dir: Path) -> str:
         )
     except PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}".splitlines()[0]
+    except Exception as error:  # a kernel that died or never started; the other notebooks still run
+        return f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
-        unfinished.replace(output)
+        if unfinished.exists():
+            unfinished.replace(output)
     return ""
 
 

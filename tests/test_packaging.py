@@ -62,7 +62,7 @@ def test_every_requirement_is_used(name):
 
 def test_notebooks_are_stripped_and_formatted():
     notebooks = sorted(map(str, (PROJECT_ROOT / "notebooks").glob("*.ipynb")))
-    subprocess.run([sys.executable, "-m", "nbstripout", "--verify", *notebooks], check=True)
+    subprocess.run([sys.executable, "-m", "nbstripout", "--keep-id", "--verify", *notebooks], check=True)
     subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", str(PROJECT_ROOT)], check=True)
     subprocess.run([sys.executable, "-m", "ruff", "format", "--check", "--quiet", str(PROJECT_ROOT)], check=True)
 

@@ -138,4 +138,6 @@ def write_notebook(path: Path, source: str) -> None:
     """A notebook with the parameters every notebook has, one more, and one cell."""
     parameters = nbformat.v4.new_code_cell('data_dir: str = ""\nresults_dir: str = ""\nx: int = 1')
     parameters.metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)]), path)
+    notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(notebook, path)
