@@ -57,8 +57,15 @@ def run_baselines(dataset: Dataset, task_name: str) -> pd.DataFrame:
     DataFrame
         Columns ``task, baseline, n_test_images, accuracy, balanced_accuracy, macro_f1, chance``;
         ``chance`` is the balanced accuracy of guessing.
+
+    Raises
+    ------
+    ValueError
+        If the task is unknown, or nobody is there to validate or to test on.
     """
-    data = LabelledData(dataset, Supervised(task=task_name, strategy="none"))
+    labels = Supervised(task=task_name, strategy="none")
+    labels.check(dataset)
+    data = LabelledData(dataset, labels)
     machine = dataset.metadata["machine"].to_numpy()
     fitted = np.concatenate([data.train, data.val])  # nothing is chosen here, so validation patients count too
     predictions = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -89,8 +89,8 @@ TASKS = {
 def read_tasks(data_dir: str | Path) -> dict[str, Task]:
     """The two tasks of the study and those that a data folder's ``tasks.yaml`` adds.
 
-    An entry names the CSV column of the label, the classes with a short name for each, and,
-    with the reason, the labels that are no class of the task::
+    An entry names the column of the label (one of the CSV's or of `read_metadata`'s), the classes
+    with a short name for each, and, with the reason, the labels that are no class of the task::
 
         gender_planes:
           label_column: plane
@@ -116,23 +116,27 @@ def read_tasks(data_dir: str | Path) -> dict[str, Task]:
         return dict(TASKS)
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-        added = {
-            name: Task(
-                name=name,
-                label_column=entry["label_column"],
-                classes=tuple(map(str, entry["classes"])),
-                short_names=tuple(map(str, entry["classes"].values())),
-                left_out=dict(entry.get("left_out", {})),
-            )
-            for name, entry in entries.items()
-        }
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        added = {str(name): make_task(str(name), entry) for name, entry in entries.items()}
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: each task needs 'label_column' and 'classes: {{label: short name}}' ({error!r})"
+            f"{path}: each task needs 'label_column' and 'classes: {{label: short name, ...}}', "
+            f"'left_out: {{label: reason, ...}}' is free to it ({error!r})"
         ) from error
     if taken := sorted(set(added) & set(TASKS)):
         raise ValueError(f"{path}: {taken} are tasks of the study; give your task another name")
     return {**TASKS, **added}
+
+
+def make_task(name: str, entry: Mapping) -> Task:
+    """The task that an entry of ``tasks.yaml`` describes."""
+    tidy_names = {raw_name.strip(): tidy_name for raw_name, tidy_name in CSV_COLUMNS.items()}
+    return Task(
+        name=name,
+        label_column=tidy_names.get(entry["label_column"], entry["label_column"]),
+        classes=tuple(map(str, entry["classes"])),
+        short_names=tuple(map(str, entry["classes"].values())),
+        left_out={str(label): str(reason) for label, reason in entry.get("left_out", {}).items()},
+    )
 
 
 def find_task(name: str, tasks: dict[str, Task]) -> Task:
@@ -213,15 +217,19 @@ def read_metadata(data_dir: str | Path, *, extra_columns: Sequence[str] = ()) ->
     table["split"] = table["split"].replace({"1": "train", "0": "test"})
     table = check_values(path, table)
     check_patients_of_splits(path, table)
-    return table
+    return table.reset_index(drop=True)
 
 
 def read_raw(path: Path) -> pd.DataFrame:
     """The CSV as text, spaces at the ends of names and values removed."""
     try:
-        raw = pd.read_csv(path, sep=";", dtype=str, keep_default_na=False, encoding="utf-8")
+        # empty lines are read and then dropped, so that an error names the line an editor shows
+        raw = pd.read_csv(path, sep=";", dtype=str, keep_default_na=False, encoding="utf-8", skip_blank_lines=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no ';'-separated table: {error}") from error
+    if not isinstance(raw.index, pd.RangeIndex):  # pandas took the surplus for an index
+        raise ValueError(f"{path}: the rows hold more values than the header has columns ({len(raw.columns)})")
+    raw = raw[(raw != "").any(axis=1)]
     if raw.empty:
         raise ValueError(f"{path} has no rows; expected one per image")
     raw.columns = raw.columns.str.strip()
@@ -245,6 +253,7 @@ def check_values(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         return SCHEMA.validate(table, lazy=True)
     except pa.errors.SchemaErrors as error:
         cases = error.failure_cases.dropna(subset=["index"]).drop_duplicates(["index", "column"])
+        cases = cases.sort_values("index", kind="stable")
         shown = [
             f"line {int(case['index']) + 2}, {case['column']} {case['failure_case']!r}: "
             + ("stands twice" if "unique" in str(case["check"]) else f"expected {expected_of(case['check'])}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fetal_utils.data import CSV_COLUMNS, Task, find_task, present_classes, read_metadata, read_tasks
+from fetal_utils.data import CSV_COLUMNS, TASKS, Task, find_task, present_classes, read_metadata, read_tasks
 from fetal_utils.environment import PROJECT_ROOT, project_path
 from fetal_utils.images import ImageFormat, files_hash, image_paths, open_images
 from fetal_utils.phantom import phantom_dir
@@ -65,9 +65,11 @@ class Dataset:
     @cached_property
     def key(self) -> str:
         """Sixteen hexadecimal digits of all that a run's numbers depend on but its settings:
-        table, split, names and sizes of the image files, geometry, blanking."""
+        table, split, names and sizes of the image files, geometry, blanking, tasks of one's own."""
         files = files_hash(image_paths(self.data_dir, self.metadata["image_name"]))
         text = f"{self.metadata.to_csv(index=False)}\n{files}\n{self.geometry}\n{self.blank_text}"
+        # a run's settings hold only the name of its task, and tasks.yaml may change under it
+        text += "".join(f"\n{task}" for name, task in sorted(self.tasks.items()) if name not in TASKS)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -86,7 +88,7 @@ class Dataset:
 
     def labels(self, task: Task) -> np.ndarray:
         """Class of every row as its position in ``task.classes``, int, -1 where left out; shape (n_rows,)."""
-        return pd.Categorical(self.metadata[task.label_column], categories=list(task.classes)).codes.astype(np.int64)
+        return pd.Index(task.classes).get_indexer(self.metadata[task.label_column]).astype(np.int64)
 
     def rows(self, subset: str, task: Task | None = None) -> np.ndarray:
         """Positions of a subset's images in the table, of one task or of all; shape (n_images,)."""

@@ -16,7 +16,8 @@ from fetal_utils.environment import progress_bar
 from fetal_utils.epochs import replace_file
 from fetal_utils.images import ImageFormat
 from fetal_utils.models import build_encoder, normalisation
-from fetal_utils.runs import RunStore, Settings, Work
+from fetal_utils.runs import RunStore, Work
+from fetal_utils.settings import Settings
 from fetal_utils.transforms import EvalTransform
 
 

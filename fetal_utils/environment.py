@@ -61,7 +61,10 @@ def set_seed(seed: int) -> None:
 
 
 def torch_generator(*seeds: int) -> torch.Generator:
-    """A CPU generator seeded by several numbers together, say a run's seed and a purpose."""
+    """A CPU generator seeded by several numbers together, say a run's seed and a purpose.
+
+    Give the same count of numbers everywhere: trailing zeros do not count, so ``(7,)`` is ``(7, 0)``.
+    """
     state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) % 2**63)
 

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
+from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
@@ -51,8 +53,8 @@ class ImageFormat:
     blank_text: bool = False
 
     def __post_init__(self) -> None:
-        if not 8 <= self.image_size <= 1024:
-            raise ValueError(f"image_size={self.image_size}: expected 8 to 1024 px")
+        if not isinstance(self.image_size, Integral) or not 8 <= self.image_size <= 1024:
+            raise ValueError(f"image_size={self.image_size!r}: expected a whole number, 8 to 1024 px")
         if self.geometry not in GEOMETRIES:
             raise ValueError(f"geometry={self.geometry!r}: expected one of {GEOMETRIES}")
 
@@ -107,7 +109,7 @@ def open_images(
     with FileLock(f"{folder}.lock"):
         if folder.exists() and (fault := fault_of_cache(folder, key, shape)):
             print(f"image cache {folder.name}: {fault}; building it again")
-            shutil.rmtree(folder)
+            folder.unlink() if folder.is_file() else shutil.rmtree(folder)
         if not folder.exists():
             build_cache(folder, paths, image_format, key=key, n_threads=n_threads, progress=progress)
     return np.load(folder / "images.npy", mmap_mode="r")
@@ -141,7 +143,8 @@ def fault_of_cache(folder: Path, key: dict, shape: tuple[int, ...]) -> str:
     try:
         if json.loads((folder / "key.json").read_text()) != key:
             return "made from something else"
-        images = np.load(folder / "images.npy", mmap_mode="r")
+        # unlike np.load, takes no other kind of file
+        images = np.lib.format.open_memmap(folder / "images.npy", mode="r")
     except (OSError, ValueError) as error:  # a short file is a ValueError
         return f"unreadable ({error})"
     return "" if images.shape == shape and images.dtype == np.uint8 else f"holds {images.dtype} {images.shape}"
@@ -187,9 +190,12 @@ def enumerate_chunks(paths: Sequence[Path]) -> Iterator[tuple[int, list[Path]]]:
 def read_image(path: Path, image_format: ImageFormat) -> np.ndarray:
     """One image file as a gray square, uint8, shape (image_size, image_size)."""
     try:
+        with Image.open(path) as file:
+            file.verify()  # checksums: torchvision's decoder takes the whole process down on a damaged PNG
         picture = decode_image(str(path), ImageReadMode.GRAY)  # (1, height, width)
-    except RuntimeError as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} can't be decoded ({str(error).splitlines()[0]}); copy it again") from None
+    picture = F.to_dtype(picture, torch.uint8, scale=True)  # a PNG may hold 16 bits per pixel
     return fit_to_square(picture, image_format)[0].numpy()
 
 
@@ -207,7 +213,7 @@ def fit_to_square(picture: torch.Tensor, image_format: ImageFormat) -> torch.Ten
     """
     size, geometry = image_format.image_size, image_format.geometry
     height, width = picture.shape[1:]
-    corner_rows, corner_columns = round(TEXT_CORNER[0] * height), round(TEXT_CORNER[1] * width)
+    corner_rows, corner_columns = (max(1, round(k * n)) for k, n in zip(TEXT_CORNER, (height, width), strict=True))
     if geometry == "text_corner":
         picture = picture[:, :corner_rows, width - corner_columns :]
         height, width = picture.shape[1:]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-
 MAX_GRADIENT_NORM = 1.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import timm
 
@@ -22,14 +23,31 @@ class Rule:
     expected: str
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer, NumPy's included."""
+    return isinstance(value, Integral)
+
+
 RULES = (
     Rule(("label_fraction", "label_fractions"), lambda x: 0 < x <= 1, "more than 0 and at most 1 (1 % is 0.01)"),
     Rule(("val_fraction",), lambda x: 0 < x <= 0.5, "more than 0 and at most 0.5"),
-    Rule(("seed", "seeds", "draw", "draws"), lambda x: x >= 0, "0 or more"),
-    Rule(("n_epochs", "n_steps", "n_evaluations", "n_resamples"), lambda x: x >= 1, "1 or more"),
-    Rule(("batch_size", "pretraining_batch_size"), lambda x: x >= 2, "2 images or more"),
+    Rule(("seed", "seeds", "draw", "draws"), lambda x: is_whole(x) and x >= 0, "a whole number, 0 or more"),
+    Rule(
+        ("n_epochs", "n_steps", "n_evaluations", "n_resamples"),
+        lambda x: is_whole(x) and x >= 1,
+        "a whole number, 1 or more",
+    ),
+    Rule(
+        ("batch_size", "pretraining_batch_size"),
+        lambda x: is_whole(x) and x >= 2,
+        "a whole number of images, 2 or more",
+    ),
     Rule(("lr", "pretraining_lr", "temperature"), lambda x: x > 0, "more than 0"),
-    Rule(("phantom_patients",), lambda x: x >= 12, "12 patients or more, so that every plane has some"),
+    Rule(
+        ("phantom_patients",),
+        lambda x: is_whole(x) and x >= 16,
+        "16 patients or more, so that every plane can be trained, validated and tested on",
+    ),
     Rule(("strategy", "strategies"), lambda x: x in STRATEGIES, f"one of {list(STRATEGIES)}"),
     Rule(("backbone",), timm.is_model, "the name of a timm network, such as tf_efficientnet_lite0 or resnet18"),
 )
@@ -68,5 +86,10 @@ def check_rule(rule: Rule, name: str, value: object) -> None:
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not values:
         raise ValueError(f"{name} is empty: expected at least one value, {rule.expected}")
-    if wrong := [one for one in values if not rule.holds(one)]:
-        raise ValueError(f"{name}={wrong[0]!r}: expected {rule.expected}")
+    for one in values:
+        try:
+            holds = rule.holds(one)
+        except (TypeError, AttributeError):  # text where a number is needed, as YAML reads 1e-3
+            holds = False
+        if not holds:
+            raise ValueError(f"{name}={one!r}: expected {rule.expected}")

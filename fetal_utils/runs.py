@@ -1,18 +1,15 @@
-"""Runs: a record of settings in, a folder of results out; what exists is never computed again."""
+"""Runs: settings in, a folder of results out; what exists is never computed again."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import operator
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -20,65 +17,10 @@ from filelock import FileLock
 
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import commit, peak_memory_mib, pick_device, progress_bar, versions
+from fetal_utils.settings import Settings
 
 # Raised when the code gives other numbers for the same settings: older results are then not reused.
 RESULTS_VERSION = 1
-
-
-# the annotation of a field, as ``from __future__ import annotations`` leaves it, and how its value is made so
-NUMBERS = {"int": operator.index, "float": float}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What makes a run; a subclass adds fields and says how they become results.
-
-    A field may hold the settings of another run, which this run starts from; the graph of runs
-    is read off these and kept nowhere else.
-    """
-
-    kind: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        # so that 1 and 1.0 (both come from YAML), or an int of NumPy, name the same run
-        for entry in dataclasses.fields(self):
-            if entry.type in NUMBERS:
-                object.__setattr__(self, entry.name, as_number(entry, getattr(self, entry.name)))
-
-    def check(self, dataset: Dataset) -> None:
-        """Raise a ValueError for settings that can't be computed, before any run starts."""
-
-    def compute(self, work: Work) -> None:
-        """Do the work and leave its files in ``work.folder``."""
-        raise NotImplementedError
-
-    def starts_from(self) -> list[Settings]:
-        """The runs whose results this one reads."""
-        values = (getattr(self, entry.name) for entry in dataclasses.fields(self))
-        return [value for value in values if isinstance(value, Settings)]
-
-    def to_dict(self) -> dict:
-        """All fields with the kind, nested where a field holds settings; for JSON."""
-        return {"kind": self.kind} | {
-            entry.name: plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)
-        }
-
-
-def as_number(entry: dataclasses.Field, value: object) -> int | float:
-    """A field's value as the number that its annotation promises, or a TypeError that names the field."""
-    try:
-        return NUMBERS[entry.type](value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{entry.name}={value!r}: expected {entry.type}") from None
-
-
-def plain(value: object) -> object:
-    """A field's value as JSON holds it."""
-    if isinstance(value, Settings):
-        return value.to_dict()
-    if dataclasses.is_dataclass(value):
-        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
-    return list(map(plain, value)) if isinstance(value, (tuple, list)) else value
 
 
 @dataclass

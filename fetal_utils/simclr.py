@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fetal_utils.augmentations import check_preset
 from fetal_utils.batches import draw_batches
+from fetal_utils.contrast import SimCLR, contrast_step
 from fetal_utils.dataset import Dataset
 from fetal_utils.encoders import InitialWeights
 from fetal_utils.environment import torch_generator
-from fetal_utils.epochs import GeneratorState, run_epochs
+from fetal_utils.epochs import GeneratorState, Stateful, run_epochs
 from fetal_utils.images import ImageFormat
-from fetal_utils.losses import nt_xent_loss
-from fetal_utils.models import ProjectionHead, build_encoder, n_features, normalisation, save_weights
-from fetal_utils.optimisers import build_optimiser, warmup_cosine
-from fetal_utils.runs import RunStore, Settings, Work
+from fetal_utils.models import build_encoder, normalisation, save_weights
+from fetal_utils.optimisers import build_optimiser, check_optimisation, warmup_cosine
+from fetal_utils.runs import RunStore, Work
+from fetal_utils.settings import Settings
 from fetal_utils.transforms import Augment, two_views
 
 ALL_PLANES = "all"
@@ -84,115 +86,91 @@ class Pretrain(Settings):
 
     def check(self, dataset: Dataset) -> None:
         ImageFormat(self.image_size)
-        if self.n_epochs < 1 or self.batch_size < 2 or self.lr <= 0 or self.temperature <= 0:
+        check_preset(self.augmentation)
+        check_optimisation(lr=self.lr, weight_decay=self.weight_decay, warmup_fraction=self.warmup_fraction)
+        if min(self.n_epochs, self.projection_dim, self.batch_size - 1, self.seed + 1) < 1 or not self.temperature > 0:
             raise ValueError(
-                f"n_epochs={self.n_epochs}, batch_size={self.batch_size}, lr={self.lr}, "
-                f"temperature={self.temperature}: expected at least 1 epoch, 2 images, and rates above 0"
+                f"n_epochs={self.n_epochs}, batch_size={self.batch_size}, temperature={self.temperature}, "
+                f"projection_dim={self.projection_dim}, seed={self.seed}: expected at least 1 epoch, 2 images, "
+                "1 dimension, a temperature above 0, and a seed of 0 or more"
             )
         if len(self.pool_rows(dataset)) < 2:
             raise ValueError(f"pool={self.pool!r} has fewer than two training images to contrast")
 
     def compute(self, work: Work) -> None:
-        pool = torch.from_numpy(
-            work.dataset.images(self.image_size, progress=work.store.progress)[self.pool_rows(work.dataset)]
+        pretraining = Pretraining(self, work)
+        run_epochs(
+            work,
+            pretraining.train_epoch,
+            n_epochs=self.n_epochs,
+            parts=pretraining.parts,
+            desc=f"SimCLR from {self.start.init}",
         )
-        model = SimCLR(self.start.encoder(work.store), projection_dim=self.projection_dim, seed=self.seed)
-        model.to(work.device, memory_format=torch.channels_last)
-        batch_size = min(self.batch_size, len(pool))
-        n_batches = len(pool) // batch_size
-        optimiser = build_optimiser(model, lr=self.lr, weight_decay=self.weight_decay)
-        n_steps = self.n_epochs * n_batches
-        schedule = warmup_cosine(optimiser, n_steps=n_steps, n_warmup=int(self.warmup_fraction * n_steps))
-        augment = Augment(self.augmentation, image_size=self.image_size, **model.normalisation)
-        order, views = torch_generator(self.seed, 0), torch_generator(self.seed, 1)
-
-        def train_epoch(epoch: int) -> dict:
-            batches = draw_batches(len(pool), n_batches=n_batches, batch_size=batch_size, generator=order)
-            rows = []
-            for batch in batches:
-                images = pool[batch].to(work.device, non_blocking=True)
-                view_a, view_b = two_views(images, augment, views)
-                rows.append(train_step(model, optimiser, view_a, view_b, temperature=self.temperature))
-                schedule.step()
-            means = torch.stack(rows).mean(0).tolist()
-            return dict(zip(("loss", "top1_accuracy"), means, strict=True))
-
-        parts = {
-            "model": model,
-            "optimiser": optimiser,
-            "schedule": schedule,
-            "order": GeneratorState(order),
-            "views": GeneratorState(views),
-        }
-        run_epochs(work, train_epoch, n_epochs=self.n_epochs, parts=parts, desc=f"SimCLR from {self.start.init}")
-        save_weights(model.encoder, work.folder / "weights.safetensors")
-        work.facts |= {
-            "n_images": len(pool),
-            "n_patients": int(work.dataset.metadata["patient"].iloc[self.pool_rows(work.dataset)].nunique()),
-            "batch_size": batch_size,
-            "optimiser_steps": n_steps,
-            "views_seen": 2 * n_steps * batch_size,
-        }
+        save_weights(pretraining.model.encoder, work.folder / "weights.safetensors")
+        work.facts |= pretraining.facts()
 
 
-class SimCLR(nn.Module):
-    """An encoder and its projection head.
+class Pretraining:
+    """A pretraining under way: the images it learns from and all that its steps change.
 
     Parameters
     ----------
-    encoder : Module
-    projection_dim : int
-    seed : int
-        Decides the head's first weights.
+    settings : Pretrain
+    work : Work
     """
 
-    def __init__(self, encoder: nn.Module, *, projection_dim: int, seed: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.projection_head = ProjectionHead(n_features(encoder), projection_dim=projection_dim, seed=seed)
+    def __init__(self, settings: Pretrain, work: Work) -> None:
+        self.settings, self.device = settings, work.device
+        rows = settings.pool_rows(work.dataset)
+        images = work.dataset.images(settings.image_size, progress=work.store.progress)
+        self.pool = torch.from_numpy(images[rows])  # (n_images, image_size, image_size), a copy in memory
+        self.n_patients = int(work.dataset.metadata["patient"].iloc[rows].nunique())
+        self.batch_size = min(settings.batch_size, len(rows))
+        self.n_batches = len(rows) // self.batch_size  # of an epoch
+        self.n_steps = settings.n_epochs * self.n_batches
+        encoder = settings.start.encoder(work.store)
+        self.model = SimCLR(encoder, projection_dim=settings.projection_dim, seed=settings.seed)
+        self.model.to(work.device, memory_format=torch.channels_last)
+        self.optimiser = build_optimiser(self.model, lr=settings.lr, weight_decay=settings.weight_decay)
+        n_warmup = int(settings.warmup_fraction * self.n_steps)
+        self.schedule = warmup_cosine(self.optimiser, n_steps=self.n_steps, n_warmup=n_warmup)
+        mean, std = normalisation(encoder)
+        self.augment = Augment(settings.augmentation, image_size=settings.image_size, mean=mean, std=std)
+        self.order, self.views = torch_generator(settings.seed, 0), torch_generator(settings.seed, 1)
 
     @property
-    def normalisation(self) -> dict[str, float]:
-        """``mean`` and ``std`` of the encoder's input."""
-        return dict(zip(("mean", "std"), normalisation(self.encoder), strict=True))
+    def parts(self) -> dict[str, Stateful]:
+        """All that a checkpoint must hold."""
+        return {
+            "model": self.model,
+            "optimiser": self.optimiser,
+            "schedule": self.schedule,
+            "order": GeneratorState(self.order),
+            "views": GeneratorState(self.views),
+        }
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.projection_head(self.encoder(images))  # (n_images, projection_dim)
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the pool; its log row."""
+        batches = draw_batches(
+            len(self.pool), n_batches=self.n_batches, batch_size=self.batch_size, generator=self.order
+        )
+        means = torch.stack([self.train_batch(batch) for batch in batches]).mean(0).tolist()
+        return dict(zip(("loss", "top1_accuracy"), means, strict=True))
 
+    def train_batch(self, batch: Tensor) -> Tensor:
+        """One optimiser step on the pool's images at these positions; see `contrast_step`."""
+        images = self.pool[batch].to(self.device, non_blocking=True)
+        view_a, view_b = two_views(images, self.augment, self.views)
+        measured = contrast_step(self.model, self.optimiser, view_a, view_b, temperature=self.settings.temperature)
+        self.schedule.step()
+        return measured
 
-def train_step(
-    model: SimCLR, optimiser: torch.optim.Optimizer, view_a: Tensor, view_b: Tensor, *, temperature: float
-) -> Tensor:
-    """One optimiser step on a batch's two views.
-
-    Parameters
-    ----------
-    model : SimCLR
-    optimiser : Optimizer
-    view_a, view_b : Tensor, shape (n_images, 1, image_size, image_size)
-    temperature : float
-
-    Returns
-    -------
-    Tensor, shape (2,)
-        Loss in nats and contrastive top-1 accuracy, detached.
-    """
-    model.train()
-    device = view_a.device
-    both = torch.cat([view_a, view_b]).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu"):
-        z_a, z_b = model(both).chunk(2)  # one batch through the network: shared batch statistics
-    loss = nt_xent_loss(z_a, z_b, temperature=temperature)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
-    optimiser.step()
-    return torch.stack([loss.detach(), top1_accuracy(z_a.detach(), z_b.detach())])
-
-
-def top1_accuracy(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """Share of the anchors whose most similar projection, of all 2 n_images - 1 others, is their other view."""
-    z = nn.functional.normalize(torch.cat([z_a, z_b]).float(), dim=1)
-    similarity = (z @ z.T).fill_diagonal_(-torch.inf)
-    other_view = torch.arange(len(z), device=z.device).roll(len(z_a))
-    return (similarity.argmax(1) == other_view).float().mean()
+    def facts(self) -> dict:
+        """Counts for the run's record."""
+        return {
+            "n_images": len(self.pool),
+            "n_patients": self.n_patients,
+            "batch_size": self.batch_size,
+            "optimiser_steps": self.n_steps,
+            "views_seen": 2 * self.n_steps * self.batch_size,
+        }

@@ -30,7 +30,8 @@ def split_by_patient(metadata: pd.DataFrame, *, val_fraction: float, rng: np.ran
     metadata : DataFrame
         As from `read_metadata`.
     val_fraction : float
-        Share of the training images to aim at, 0 < val_fraction <= 0.5.
+        Share of the training images to aim at, 0 < val_fraction <= 0.5; the nearest of 1/2, 1/3,
+        1/4, ... is cut.
     rng : Generator
 
     Returns
@@ -41,7 +42,7 @@ def split_by_patient(metadata: pd.DataFrame, *, val_fraction: float, rng: np.ran
     Raises
     ------
     ValueError
-        If the fraction is out of range or there are too few training patients.
+        If the fraction is out of range or there are too few training patients or images.
     """
     if not 0 < val_fraction <= 0.5:
         raise ValueError(f"val_fraction={val_fraction}: expected more than 0 and at most 0.5")
@@ -52,10 +53,11 @@ def split_by_patient(metadata: pd.DataFrame, *, val_fraction: float, rng: np.ran
     needed = set(train["patient"][n_patients == 1])
     free = train[~train["patient"].isin(needed)]
     n_folds = round(1 / val_fraction)
-    if free["patient"].nunique() < n_folds:
+    if free["patient"].nunique() < n_folds or strata[free.index].value_counts().max() < n_folds:
         raise ValueError(
             f"val_fraction={val_fraction}: {train['patient'].nunique()} training patients, {len(needed)} of them the "
-            f"only one of a plane, are too few to cut validation patients from; at least {n_folds} others are needed"
+            f"only one of a plane, are too few to cut validation patients from; at least {n_folds} others and "
+            f"{n_folds} images of some plane are needed"
         )
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=int(rng.integers(2**31)))
     with warnings.catch_warnings():

@@ -6,28 +6,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from fetal_utils.augmentations import check_preset
 from fetal_utils.batches import draw_batches
 from fetal_utils.dataset import Dataset
 from fetal_utils.encoders import EncoderSource, Features, extract_features
 from fetal_utils.environment import torch_generator
-from fetal_utils.epochs import Best, GeneratorState, replace_file, run_epochs
+from fetal_utils.epochs import Best, GeneratorState, Stateful, replace_file, run_epochs
 from fetal_utils.images import ImageFormat
 from fetal_utils.models import Classifier, normalisation, save_weights
-from fetal_utils.optimisers import build_optimiser, warmup_cosine
+from fetal_utils.optimisers import build_optimiser, check_optimisation, descend, train_output, warmup_cosine
+from fetal_utils.probes import choose_probe
 from fetal_utils.runs import Work
 from fetal_utils.supervised import LabelledData, Supervised
 from fetal_utils.transforms import Augment
-
-# Inverse regularisation strengths that a probe's validation patients choose from.
-PROBE_STRENGTHS = tuple(np.logspace(-4, 1, 6).tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +29,7 @@ class LinearProbe(Supervised):
     """Multinomial logistic regression on an encoder's fixed features.
 
     The features are standardised with the labelled images' own mean and deviation; of
-    `PROBE_STRENGTHS` the one with the highest macro-F1 on the validation patients is taken.
+    `fetal_utils.probes.PROBE_STRENGTHS` the one with the highest macro-F1 on the validation patients is taken.
 
     Attributes
     ----------
@@ -56,47 +50,6 @@ class LinearProbe(Supervised):
             "inverse_regularisation": probe[-1].C,
             "val_macro_f1": log["val_macro_f1"].max(),
         }
-
-
-def choose_probe(features: np.ndarray, data: LabelledData) -> tuple[Pipeline, pd.DataFrame]:
-    """Fit a probe for each of `PROBE_STRENGTHS` and keep the best on the validation patients.
-
-    Parameters
-    ----------
-    features : ndarray, shape (n_rows, n_features)
-        Of every image of the data set.
-    data : LabelledData
-
-    Returns
-    -------
-    probe : Pipeline
-        The strongest regularisation among equals.
-    log : DataFrame
-        Columns ``inverse_regularisation, val_macro_f1``.
-    """
-    probes = [fit_probe(features[data.train], data.labels[data.train], strength=c) for c in PROBE_STRENGTHS]
-    scores = [data.macro_f1(data.val, probe.predict(features[data.val])) for probe in probes]
-    log = pd.DataFrame({"inverse_regularisation": PROBE_STRENGTHS, "val_macro_f1": scores})
-    return probes[int(np.argmax(scores))], log
-
-
-def fit_probe(features: np.ndarray, labels: np.ndarray, *, strength: float) -> Pipeline:
-    """Standardisation and balanced multinomial logistic regression.
-
-    Parameters
-    ----------
-    features : ndarray, shape (n_images, n_features)
-    labels : ndarray of int, shape (n_images,)
-    strength : float
-        Inverse regularisation, scikit-learn's ``C``.
-
-    Returns
-    -------
-    Pipeline
-    """
-    regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=500)
-    with threadpool_limits(1):  # matrices this small are slower on several threads
-        return make_pipeline(StandardScaler(), regression).fit(features, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,112 +91,121 @@ class FineTune(Supervised):
     def check(self, dataset: Dataset) -> None:
         super().check(dataset)
         ImageFormat(self.image_size)
-        if not 1 <= self.n_evaluations <= self.n_steps or self.batch_size < 2 or self.lr <= 0:
+        check_preset(self.augmentation)
+        check_optimisation(lr=self.lr, weight_decay=self.weight_decay, warmup_fraction=self.warmup_fraction)
+        if not 1 <= self.n_evaluations <= self.n_steps or self.batch_size < 2:
             raise ValueError(
-                f"n_steps={self.n_steps}, n_evaluations={self.n_evaluations}, batch_size={self.batch_size}, "
-                f"lr={self.lr}: expected at least one step for each evaluation, 2 images and a rate above 0"
+                f"n_steps={self.n_steps}, n_evaluations={self.n_evaluations}, batch_size={self.batch_size}: "
+                "expected at least one step for each evaluation, and 2 images in a batch"
             )
 
     def compute(self, work: Work) -> None:
-        data = LabelledData(work.dataset, self)
-        images = work.dataset.images(self.image_size, progress=work.store.progress)
-        model = Classifier(self.source.encoder(work.store), len(data.task.classes), seed=self.seed)
-        model.to(work.device, memory_format=torch.channels_last)
-        optimiser = build_optimiser(model, lr=self.lr, weight_decay=self.weight_decay)
-        steps = np.diff(np.linspace(0, self.n_steps, self.n_evaluations + 1).astype(int))
-        n_warmup = int(self.warmup_fraction * self.n_steps)
-        schedule = warmup_cosine(optimiser, n_steps=self.n_steps, n_warmup=n_warmup)
-        mean, std = normalisation(model.encoder)
-        augment = Augment(self.augmentation, image_size=self.image_size, mean=mean, std=std)
-        order, views = torch_generator(self.seed, 2), torch_generator(self.seed, 3)
-        train_images = torch.from_numpy(images[data.train])
-        train_labels = torch.from_numpy(data.labels[data.train])
-        weights = torch.from_numpy(data.class_weights).float().to(work.device)
-        best = Best(model)
-
-        def predict(rows: np.ndarray) -> np.ndarray:
-            return extract_features(
-                model, images[rows], image_size=self.image_size, device=work.device, encoder=model.encoder
-            )
-
-        def train_epoch(epoch: int) -> dict:
-            batches = draw_batches(
-                len(data.train), n_batches=int(steps[epoch]), batch_size=self.batch_size, generator=order
-            )
-            losses = []
-            for batch in batches:
-                inputs = augment(train_images[batch].to(work.device), views)
-                labels = train_labels[batch].to(work.device)
-                losses.append(train_step(model, optimiser, inputs, labels, class_weights=weights))
-                schedule.step()
-            val_logits = predict(data.val)
-            macro_f1 = data.macro_f1(data.val, val_logits.argmax(1))
-            best.update(macro_f1, epoch)
-            val_loss = nn.functional.cross_entropy(
-                torch.from_numpy(val_logits), torch.from_numpy(data.labels[data.val]), weight=weights.cpu()
-            )
-            return {
-                "train_loss": torch.stack(losses).mean().item(),
-                "val_loss": val_loss.item(),
-                "val_macro_f1": macro_f1,
-            }
-
-        parts = {
-            "model": model,
-            "optimiser": optimiser,
-            "schedule": schedule,
-            "best": best,
-            "order": GeneratorState(order),
-            "views": GeneratorState(views),
-        }
-        run_epochs(work, train_epoch, n_epochs=self.n_evaluations, parts=parts, desc=f"fine-tuning {self.strategy}")
-        best.restore()
-        save_weights(model, work.folder / "weights.safetensors")
-        data.write_predictions(work, softmax(predict(data.test)))
-        batch_size = min(self.batch_size, len(data.train))
-        work.facts |= data.facts() | {
-            "batch_size": batch_size,
-            "optimiser_steps": self.n_steps,
-            "views_seen": self.n_steps * batch_size,
-            "best_epoch": best.epoch + 1,
-            "val_macro_f1": best.score,
-        }
+        tuning = FineTuning(self, work)
+        run_epochs(
+            work,
+            tuning.train_epoch,
+            n_epochs=self.n_evaluations,
+            parts=tuning.parts,
+            desc=f"fine-tuning {self.strategy}",
+        )
+        tuning.best.restore()
+        save_weights(tuning.model, work.folder / "weights.safetensors")
+        tuning.data.write_predictions(work, softmax(tuning.logits(tuning.data.test)))
+        work.facts |= tuning.facts()
 
 
-def train_step(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    class_weights: Tensor,
-) -> Tensor:
-    """One optimiser step of weighted cross-entropy.
+class FineTuning:
+    """A fine-tuning under way: the images it sees and all that its steps change.
 
     Parameters
     ----------
-    model : Module
-    optimiser : Optimizer
-    images : Tensor, shape (n_images, 1, image_size, image_size)
-    labels : Tensor of int64, shape (n_images,)
-    class_weights : Tensor, shape (n_classes,)
-
-    Returns
-    -------
-    Tensor, shape ()
-        The loss in nats, detached.
+    settings : FineTune
+    work : Work
     """
-    model.train()
-    device = images.device
-    images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu"):
-        logits = model(images)
-    loss = nn.functional.cross_entropy(logits.float(), labels, weight=class_weights)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
-    optimiser.step()
-    return loss.detach()
+
+    def __init__(self, settings: FineTune, work: Work) -> None:
+        self.settings, self.device = settings, work.device
+        self.data = LabelledData(work.dataset, settings)
+        self.images = work.dataset.images(settings.image_size, progress=work.store.progress)
+        self.train_images = torch.from_numpy(self.images[self.data.train])  # a copy in memory
+        self.labels = torch.from_numpy(self.data.labels)
+        self.class_weights = torch.from_numpy(self.data.class_weights).float().to(work.device)
+        encoder = settings.source.encoder(work.store)
+        self.model = Classifier(encoder, len(self.data.task.classes), seed=settings.seed)
+        self.model.to(work.device, memory_format=torch.channels_last)
+        self.optimiser = build_optimiser(self.model, lr=settings.lr, weight_decay=settings.weight_decay)
+        n_warmup = int(settings.warmup_fraction * settings.n_steps)
+        self.schedule = warmup_cosine(self.optimiser, n_steps=settings.n_steps, n_warmup=n_warmup)
+        mean, std = normalisation(encoder)
+        self.augment = Augment(settings.augmentation, image_size=settings.image_size, mean=mean, std=std)
+        self.order, self.views = torch_generator(settings.seed, 2), torch_generator(settings.seed, 3)
+        self.best = Best(self.model)
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """All that a checkpoint must hold."""
+        return {
+            "model": self.model,
+            "optimiser": self.optimiser,
+            "schedule": self.schedule,
+            "best": self.best,
+            "order": GeneratorState(self.order),
+            "views": GeneratorState(self.views),
+        }
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """The steps up to an evaluation, and the evaluation; their log row."""
+        n_batches = steps_of_epochs(self.settings.n_steps, self.settings.n_evaluations)[epoch]
+        batches = draw_batches(
+            len(self.data.train), n_batches=n_batches, batch_size=self.settings.batch_size, generator=self.order
+        )
+        losses = torch.stack([self.train_batch(batch) for batch in batches])
+        return {"train_loss": losses.mean().item(), **self.validate(epoch)}
+
+    def train_batch(self, batch: Tensor) -> Tensor:
+        """One optimiser step on the labelled images at these positions; the loss, shape ()."""
+        images = self.augment(self.train_images[batch].to(self.device), self.views)
+        labels = self.labels[self.data.train[batch]].to(self.device)
+        logits = train_output(self.model, images).float()
+        loss = nn.functional.cross_entropy(logits, labels, weight=self.class_weights)
+        descend(self.model, self.optimiser, loss)
+        self.schedule.step()
+        return loss.detach()
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Loss and macro-F1 on the validation patients; the best weights so far are kept."""
+        rows = self.data.val
+        logits = self.logits(rows)
+        macro_f1 = self.data.macro_f1(rows, logits.argmax(1))
+        self.best.update(macro_f1, epoch)
+        loss = nn.functional.cross_entropy(torch.from_numpy(logits), self.labels[rows], weight=self.class_weights.cpu())
+        return {"val_loss": loss.item(), "val_macro_f1": macro_f1}
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """The classifier's output for rows of the data set, float32, shape (n_rows, n_classes)."""
+        return extract_features(
+            self.model,
+            self.images[rows],
+            image_size=self.settings.image_size,
+            device=self.device,
+            encoder=self.model.encoder,
+        )
+
+    def facts(self) -> dict:
+        """Counts and choices for the run's record."""
+        batch_size = min(self.settings.batch_size, len(self.data.train))
+        return self.data.facts() | {
+            "batch_size": batch_size,
+            "optimiser_steps": self.settings.n_steps,
+            "views_seen": self.settings.n_steps * batch_size,
+            "best_epoch": self.best.epoch + 1,
+            "val_macro_f1": self.best.score,
+        }
+
+
+def steps_of_epochs(n_steps: int, n_evaluations: int) -> list[int]:
+    """Optimiser steps before each evaluation, as even as whole numbers allow; they sum to ``n_steps``."""
+    return np.diff(np.linspace(0, n_steps, n_evaluations + 1).astype(int)).tolist()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

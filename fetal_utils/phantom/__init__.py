@@ -5,13 +5,12 @@ from fetal_utils.phantom.dataset import (
     MASK_DIR,
     NOTICE,
     RECORD_NAME,
-    draw_image,
     phantom_dir,
     write_phantom,
 )
+from fetal_utils.phantom.drawing import draw_image
 from fetal_utils.phantom.metadata import MIN_PATIENTS, draw_metadata
-from fetal_utils.phantom.overlay import CALIPERS, TEXT
-from fetal_utils.phantom.scene import ANATOMY
+from fetal_utils.phantom.overlay import ANATOMY, CALIPERS, TEXT
 
 __all__ = [
     "ANATOMY",

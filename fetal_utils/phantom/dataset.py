@@ -4,9 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -18,50 +17,17 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from fetal_utils.data import CSV_NAME, IMAGE_DIR
-from fetal_utils.phantom.fetus import Fetus, draw_fetus
-from fetal_utils.phantom.machines import MACHINES
+from fetal_utils.phantom.drawing import check_settings, draw_row
 from fetal_utils.phantom.metadata import draw_metadata
-from fetal_utils.phantom.scene import compose, draw_scene
 from fetal_utils.phantom.table import check_metadata, read_raw_csv, write_raw_csv
 
 MASK_DIR = "Masks"
 RECORD_NAME = "phantom.json"
 FORMAT_VERSION = 1  # raised whenever the same settings give other pixels or another table
-IMAGE_HEIGHTS = (64, 1024)  # px
 NOTICE = (
     "This is a phantom: simulated images of a made-up parametric fetus. It is not clinical data, shows no patient, "
     "and says nothing about how well a method works on real images."
 )
-
-
-def draw_image(row: Mapping, *, seed: int, image_height: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the image of one row alone, with the same pixels as in the full run.
-
-    Parameters
-    ----------
-    row : mapping
-        A row of the raw table: ``Image_name``, ``Patient_num``, ``Plane``, ``Brain_plane``, ``Operator``,
-        ``US_Machine``.
-    seed : int
-        Seed of the data set, >= 0.
-    image_height : int
-        Height in pixels, within ``IMAGE_HEIGHTS``; the width follows from the machine.
-
-    Returns
-    -------
-    image : array, shape (image_height, width), uint8
-        Gray values.
-    mask : array, shape (image_height, width), uint8
-        0 nothing, 1 anatomy that defines the plane, 2 text, 3 calipers.
-
-    Raises
-    ------
-    ValueError
-        If a setting is out of range or the row names an unknown plane, brain plane or machine.
-    """
-    _check_settings(seed, image_height)
-    check_metadata(pd.DataFrame([dict(row)]), for_drawing=True)
-    return _draw(dict(row), seed=seed, image_height=image_height)
 
 
 def write_phantom(
@@ -106,7 +72,7 @@ def write_phantom(
         If ``out_dir`` holds anything but a phantom of the same settings.
     """
     out_dir = Path(out_dir)
-    _check_settings(seed, image_height)
+    check_settings(seed, image_height)
     rows = _rows(n_patients, seed, metadata)
     record = _record(rows, None if metadata is not None else n_patients, seed, image_height)
     if _already_there(out_dir, record):
@@ -172,9 +138,9 @@ def _record(rows: pd.DataFrame, n_patients: int | None, seed: int, image_height:
     return {
         "notice": NOTICE,
         "format_version": FORMAT_VERSION,
-        "seed": seed,
-        "image_height": image_height,
-        "n_patients": n_patients if n_patients is not None else int(rows["Patient_num"].nunique()),
+        "seed": int(seed),
+        "image_height": int(image_height),
+        "n_patients": int(rows["Patient_num"].nunique()),
         "n_images": len(rows),
         "table": "drawn" if n_patients is not None else "given",
         "table_crc32": crc32(rows.to_csv(index=False, lineterminator="\n").encode()),
@@ -198,34 +164,10 @@ def _already_there(out_dir: Path, record: dict) -> bool:
     return True
 
 
-def _check_settings(seed: int, image_height: int) -> None:
-    low, high = IMAGE_HEIGHTS
-    if not low <= image_height <= high:
-        raise ValueError(f"image_height={image_height}: give {low} to {high} px")
-    if seed < 0:
-        raise ValueError(f"seed={seed}: give 0 or more")
-
-
-@lru_cache(maxsize=8)
-def _fetus(seed: int, patient: int) -> Fetus:
-    """The fetus of a patient; cached because a patient's images follow one another."""
-    return draw_fetus(np.random.default_rng([seed, patient]))
-
-
-def _draw(row: dict, *, seed: int, image_height: int) -> tuple[np.ndarray, np.ndarray]:
-    patient = int(row["Patient_num"])
-    machine = MACHINES[row["US_Machine"]]
-    fetus = _fetus(seed, patient)
-    # crc32 and not hash(), which differs from one process to the next
-    rng = np.random.default_rng([seed, patient, crc32(row["Image_name"].encode())])
-    # in the real table the operator "Other" used the Aloka for the cervix and for maternal vessels only
-    vascular = row["US_Machine"] == "Aloka" and row["Operator"] == "Other"
-    scene = compose(row["Plane"], row["Brain_plane"], vascular=vascular, fetus=fetus, machine=machine, rng=rng)
-    return draw_scene(scene, fetus=fetus, machine=machine, plane=row["Plane"], image_height=image_height, rng=rng)
-
-
 def _draw_and_save(row: dict, *, folder: Path, seed: int, image_height: int) -> None:
-    for directory, pixels in zip((IMAGE_DIR, MASK_DIR), _draw(row, seed=seed, image_height=image_height), strict=True):
+    for directory, pixels in zip(
+        (IMAGE_DIR, MASK_DIR), draw_row(row, seed=seed, image_height=image_height), strict=True
+    ):
         Image.fromarray(pixels).save(
             folder / directory / f"{row['Image_name']}.png", compress_level=3
         )  # more costs time and saves little: speckle is noise

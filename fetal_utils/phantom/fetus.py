@@ -6,7 +6,8 @@ import numpy as np
 
 from fetal_utils.phantom.head import HeadSize, build_head
 from fetal_utils.phantom.limbs import build_arm, build_cord, build_leg
-from fetal_utils.phantom.shapes import Part, rotation_about
+from fetal_utils.phantom.painting import Part, blocks_within
+from fetal_utils.phantom.shapes import rotation_about
 from fetal_utils.phantom.trunk import TrunkSize, build_trunk
 from fetal_utils.phantom.warp import Warp, draw_warp
 
@@ -36,8 +37,10 @@ class Fetus:
     def paint(self, labels: np.ndarray, points: np.ndarray) -> None:
         """Write the structure at each of ``points`` (3, n_rows, n_cols; mm) into ``labels`` where the fetus is."""
         points = self.warp(points)
-        for part in self.parts.values():
-            part.paint(labels, points)
+        parts = tuple(self.parts.values())
+        for part, block in zip(parts, blocks_within(points, tuple(part.bounds for part in parts)), strict=True):
+            if block is not None:
+                part.paint(labels[block], points[(slice(None), *block)])
 
 
 def mean_biometry(weeks: float) -> Biometry:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fetal_utils.phantom.shapes import BOX, Ellipsoid, Part, Solid, Within, ellipsoid, rotation_about, tube
+from fetal_utils.phantom.painting import Part
+from fetal_utils.phantom.shapes import BOX, Ellipsoid, Solid, Within, ellipsoid, rotation_about, tube
 from fetal_utils.phantom.structures import Structure as S
 
 
@@ -102,9 +103,9 @@ def _deep_gray(size: HeadSize) -> list[Solid]:
 
 
 def _midline(size: HeadSize, rng: np.random.Generator) -> list[Solid]:
-    thickness = rng.uniform(0.35, 0.55)
+    sheet = [0.97 * size.front, rng.uniform(0.35, 0.55), 0.72 * size.crown]
     return [
-        ellipsoid(S.FALX, size.at(0, 0, 0.35), [0.97 * size.front, thickness, 0.72 * size.crown]),
+        Within(ellipsoid(S.FALX, size.at(0, 0, 0.35), sheet), _room(size, S.FALX)),
         ellipsoid(S.MIDBRAIN, size.at(-0.06, 0, -0.36), size.at(0.20, 0.26, 0.18)),
     ]
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from fetal_utils.phantom.shapes import Part, Solid, ellipsoid, rotation_about, tube
+from fetal_utils.phantom.painting import Part
+from fetal_utils.phantom.shapes import Solid, ellipsoid, rotation_about, tube
 from fetal_utils.phantom.structures import Structure as S
 
 
@@ -52,10 +53,10 @@ def build_arm(side: str, *, humerus_mm: float, origin, rotation: np.ndarray, rng
     ]
     upper = Part(f"{side} arm", np.asarray(origin, float), rotation, tuple(arm))
     hand = [*_limb_flesh([0, 0, 0], [0.18 * humerus_mm, 0, 0], 0.12 * humerus_mm)]
-    for spread in np.linspace(-0.5, 0.5, 5):
-        finger = np.array([1, spread, 0]) / np.hypot(1, spread)
-        first, last = 0.14 * humerus_mm * finger, 0.46 * humerus_mm * finger
-        hand += [tube(S.SKIN, first, last, 1.6 * bone), tube(S.SMALL_BONE, first, last, 0.55 * bone)]
+    spread = np.linspace(-0.5, 0.5, 5)
+    fingers = np.stack([np.ones(5), spread, np.zeros(5)], axis=1) / np.hypot(1, spread)[:, None]
+    for label, thickness in ((S.SKIN, 1.6 * bone), (S.SMALL_BONE, 0.8 * bone)):
+        hand += [tube(label, 0.14 * humerus_mm * along, 0.46 * humerus_mm * along, thickness) for along in fingers]
     return [upper, Part(f"{side} hand", upper.to_body(wrist), rotation @ forearm, tuple(hand))]
 
 

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-TEXT, CALIPERS = 2, 3  # values in a mask; 0 is nothing and 1 the anatomy that defines the plane
+ANATOMY, TEXT, CALIPERS = 1, 2, 3  # values in a mask: what defines the plane, and what was burnt in; 0 is the rest
 LEAK = {
     "Fetal thorax": ("Cardiac", 0.55),
     "Maternal cervix": ("quantusPREM", 0.35),
@@ -34,7 +34,6 @@ def draw_overlay(
     layout: str,
     plane: str,
     weeks: float,
-    ends: tuple[tuple[float, float], tuple[float, float]] | None,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Burn text, bars and perhaps calipers into an image, and mark them in its mask.
@@ -49,8 +48,6 @@ def draw_overlay(
         Decides how likely calipers and a telling preset are.
     weeks : float
         Gestational age; names the trimester.
-    ends : pair of (column, row), or None
-        Where calipers would go.
     rng : np.random.Generator
         Draws the text.
 
@@ -63,8 +60,10 @@ def draw_overlay(
     canvas = Image.new("L", (width, height))
     LAYOUTS[layout](ImageDraw.Draw(canvas), width, height, _preset(plane, weeks, rng), rng)
     text = np.asarray(canvas)
+    calipers = rng.random() < CALIPER_SHARE.get(plane, 0)
+    ends = _ends(mask == ANATOMY) if calipers else None
     image, mask = np.maximum(image, text), np.where(text > 40, np.uint8(TEXT), mask)
-    if ends is not None and rng.random() < CALIPER_SHARE.get(plane, 0):
+    if ends is not None:
         canvas = Image.new("L", (width, height))
         _draw_calipers(ImageDraw.Draw(canvas), ends, height, dotted=rng.random() < 0.6)
         marks = np.asarray(canvas)
@@ -178,3 +177,15 @@ def _draw_calipers(draw, ends, height: int, *, dotted: bool) -> None:
         n_dots = int(np.linalg.norm(end - start) / (0.016 * height)) + 2
         for column, row in start + np.linspace(0, 1, n_dots)[:, None] * (end - start):
             draw.point((column, row), fill=220)
+
+
+def _ends(marked: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """The two ends, as (column, row), of the longest direction of the marked region; None if too little is marked."""
+    rows, cols = np.nonzero(marked)
+    if len(rows) < 12:
+        return None
+    positions = np.stack([cols, rows], axis=1).astype(float)
+    centred = positions - positions.mean(axis=0)
+    direction = np.linalg.eigh(centred.T @ centred)[1][:, -1]
+    along = centred @ direction
+    return tuple(positions[along.argmin()]), tuple(positions[along.argmax()])

@@ -126,7 +126,9 @@ OTHER_TARGETS = {
     "pelvis": Target("trunk", "abdomen", (0, 0, -1.45), size=2.1, defining=(S.BLADDER,), **_FREE, **_AXIAL),
     "cord": Target("cord", "abdomen", (0.6, 0, 0), size=1.3, defining=(S.CORD_VESSEL, S.CORD_WALL), **_FREE, **_AXIAL),
     "arm": Target("left arm", "femur", (0.2, 0, 0.1), size=1.4, defining=(S.LONG_BONE,), **_STRICT, **_ALONG_BONE),
-    "hand": Target("right hand", "femur", (0.2, 0, 0), size=0.9, defining=(S.SMALL_BONE,), **_FREE, **_ALONG_PALM),
+    "hand": Target(
+        "right hand", "femur", (0.2, 0, 0), size=0.9, defining=(S.SMALL_BONE, S.SKIN), **_STRICT, **_ALONG_PALM
+    ),
     "foot": Target("right foot", "femur", (0.1, 0, 0.2), size=1.1, defining=(S.SMALL_BONE,), **_STRICT, **_ALONG_BONE),
 }
 

@@ -9,14 +9,14 @@ from fetal_utils.phantom.fetus import Fetus
 from fetal_utils.phantom.geometry import BeamGrid, Probe, Screen, cover
 from fetal_utils.phantom.imaging import b_mode
 from fetal_utils.phantom.machines import ENDOCAVITY_PROBE, LINEAR_PROBE, Machine, draw_scanner
-from fetal_utils.phantom.overlay import draw_overlay
+from fetal_utils.phantom.overlay import ANATOMY, draw_overlay
+from fetal_utils.phantom.painting import paint
 from fetal_utils.phantom.planes import View, choose_target, draw_view
-from fetal_utils.phantom.shapes import Solid, paint
+from fetal_utils.phantom.shapes import Solid
 from fetal_utils.phantom.structures import Structure as S
 from fetal_utils.phantom.tissue import tissue_of
 from fetal_utils.phantom.warp import Warp, draw_warp
 
-ANATOMY = 1  # value in a mask: the structures that define the plane
 PLACENTA_SHARE = 0.12  # of the views of the plane ``Other``
 
 
@@ -99,7 +99,7 @@ def draw_scene(
     defines = np.isin(np.arange(len(S)), scene.defining).astype(np.uint8) * ANATOMY
     mask = grid.to_screen_nearest(defines[labels])
     weeks = fetus.biometry.weeks
-    return draw_overlay(image, mask, layout=machine.layout, plane=plane, weeks=weeks, ends=_ends(mask), rng=rng)
+    return draw_overlay(image, mask, layout=machine.layout, plane=plane, weeks=weeks, rng=rng)
 
 
 def _cervix(rng: np.random.Generator) -> Scene:
@@ -130,15 +130,3 @@ def _screen(scene: Scene, machine: Machine, height: int, rng: np.random.Generato
     # the screen never begins far above the face of the probe
     top = max(centre_z - pixel_mm * height / 2, scene.probe.radius_mm - 0.08 * pixel_mm * height)
     return Screen(centre_x - pixel_mm * width / 2, top, pixel_mm, height, width)
-
-
-def _ends(mask: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """The two ends, as (column, row), of the longest direction of the marked region; None if too little is marked."""
-    rows, cols = np.nonzero(mask)
-    if len(rows) < 12:
-        return None
-    positions = np.stack([cols, rows], axis=1).astype(float)
-    centred = positions - positions.mean(axis=0)
-    direction = np.linalg.eigh(centred.T @ centred)[1][:, -1]
-    along = centred @ direction
-    return tuple(positions[along.argmin()]), tuple(positions[along.argmax()])

@@ -57,9 +57,9 @@ _PROPERTIES = {
     S.ARTERY_WALL: (-8, 0.8, 1.72, 2),
     S.ARTERY: (-46, 0.1, 1.50, 1),
 }
-_TABLE = np.array([_PROPERTIES[structure] for structure in S], np.float32)  # (n_structures, 4)
+_TABLE = np.array([_PROPERTIES[structure] for structure in S], np.float32).T.copy()  # (4, n_structures)
 
 
 def tissue_of(labels: np.ndarray) -> Tissue:
     """Properties of every sample of a label map (n_ranges, n_beams)."""
-    return Tissue(*np.moveaxis(_TABLE[labels], -1, 0))
+    return Tissue(*(values[labels] for values in _TABLE))

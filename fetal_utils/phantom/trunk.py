@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fetal_utils.phantom.shapes import BLUNT, BOX, Part, Repeated, Solid, Without, ellipsoid, rotation_about, tube
+from fetal_utils.phantom.painting import Part
+from fetal_utils.phantom.shapes import BLUNT, BOX, Repeated, Solid, Without, ellipsoid, rotation_about, tube
 from fetal_utils.phantom.structures import Structure as S
 
 HEART = (0.30, 0.22, 1.05)  # centre of the heart, abdominal radii
@@ -31,7 +32,7 @@ class TrunkSize:
 
 def build_trunk(size: TrunkSize, *, rng: np.random.Generator) -> Part:
     """The trunk, at the origin of the fetus; ``rng`` varies its organs a little."""
-    solids = [*_body(size), *_abdomen(size, rng), *_pelvis(size), *_chest(size), *_heart(size, rng), *_skeleton(size)]
+    solids = [*_body(size), *_chest(size), *_abdomen(size, rng), *_pelvis(size), *_heart(size, rng), *_skeleton(size)]
     return Part("trunk", np.zeros(3), np.eye(3), tuple(solids))
 
 
@@ -51,7 +52,7 @@ def _abdomen(size: TrunkSize, rng: np.random.Generator) -> list[Solid]:
     stomach = at(0.36 * filled, 0.21 * filled, 0.30 * filled)
     lie = rotation_about(2, rng.uniform(-25, 40))
     solids = [
-        ellipsoid(S.LIVER, at(0.10, -0.02, 0.05), at(0.80, 0.90, 0.68), powers=BLUNT),
+        ellipsoid(S.LIVER, at(0.10, -0.02, 0.05), at(0.80, 0.90, 0.50), powers=BLUNT),
         ellipsoid(S.BOWEL, at(-0.36, 0.40, -0.05), at(0.16, 0.22, 0.2)),  # spleen
         ellipsoid(S.STOMACH, at(*rng.normal([0.02, 0.48, 0.02], 0.03)), stomach, rotation=lie),
     ]
