@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distributed import Client, as_completed
@@ -54,7 +55,8 @@ def compute_on_cluster(
         where = (store.results_dir.resolve(), store.dataset, store.requested_device)
         for settings in missing:
             starts = [futures[start] for start in settings.starts_from() if start in futures]
-            futures[settings] = client.submit(compute_run, *where, settings, starts, key=store.name(settings), pure=False)
+            name = store.name(settings)
+            futures[settings] = client.submit(compute_run, *where, settings, starts, key=name, pure=False)
         settings_of = {future.key: settings for settings, future in futures.items()}
         for future in as_completed(futures.values()):
             settings = settings_of[future.key]
@@ -65,7 +67,7 @@ def compute_on_cluster(
     return failures
 
 
-def compute_run(results_dir, dataset: Dataset, device: str, settings: Settings, starts: list[str]) -> str:
+def compute_run(results_dir: Path, dataset: Dataset, device: str, settings: Settings, starts: list[str]) -> str:
     """Compute one run on a worker; why it failed in one line, or an empty string.
 
     ``starts`` are the same of the runs that it starts from: with a failed one it is not tried.
@@ -76,8 +78,8 @@ def compute_run(results_dir, dataset: Dataset, device: str, settings: Settings, 
 
 
 @lru_cache(maxsize=2)
-def open_store(results_dir, dataset: Dataset, device: str) -> RunStore:
+def open_store(results_dir: Path, dataset: Dataset, device: str) -> RunStore:
     """A worker's own store, so that table and images are opened once."""
-    from fetal_utils.runs import RunStore
+    from fetal_utils.runs import RunStore  # which imports this module
 
     return RunStore(results_dir, dataset, device=device, progress=False)

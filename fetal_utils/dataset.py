@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fetal_utils.data import CSV_COLUMNS, TASKS, Task, find_task, present_classes, read_metadata, read_tasks
+from fetal_utils.data import CSV_COLUMNS, read_metadata
 from fetal_utils.environment import PROJECT_ROOT, project_path
 from fetal_utils.images import ImageFormat, files_hash, image_paths, open_images
 from fetal_utils.phantom import phantom_dir
-from fetal_utils.splits import Receipt, make_receipt, split_by_patient
+from fetal_utils.receipts import Receipt, make_receipt
+from fetal_utils.splits import split_by_patient
+from fetal_utils.tasks import TASKS, Task, find_task, present_classes, read_tasks
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Dataset:
         """All images, decoded once: uint8, shape (n_rows, image_size, image_size)."""
         image_format = ImageFormat(image_size, geometry or self.geometry, self.blank_text)
         if image_format.geometry == "text_corner":
-            image_format = replace(image_format, blank_text=False)  # what is blanked can still be asked about
+            image_format = replace(image_format, blank_text=False)  # the corner is asked about as it was
         return open_images(
             self.data_dir,
             self.metadata["image_name"],

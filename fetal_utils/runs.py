@@ -14,7 +14,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from filelock import FileLock
+from tqdm.auto import tqdm
 
+from fetal_utils.cluster import compute_on_cluster
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import commit, peak_memory_mib, pick_device, progress_bar, versions
 from fetal_utils.settings import Settings
@@ -106,6 +108,7 @@ class RunStore:
     ) -> None:
         self.results_dir = Path(results_dir)
         self.dataset = dataset
+        self.requested_device = device  # a worker of a cluster picks its own
         self.device = pick_device(device)
         self.progress = progress
 
@@ -126,12 +129,14 @@ class RunStore:
         """Whether a run is finished."""
         return (self.folder(settings) / "record.json").exists()
 
-    def get(self, wanted: Sequence[Settings]) -> list[Run]:
+    def get(self, wanted: Sequence[Settings], *, scheduler: str = "") -> list[Run]:
         """The wanted runs, computing those that are missing and all they start from.
 
         Parameters
         ----------
         wanted : sequence of Settings
+        scheduler : str
+            Address of a Dask scheduler whose workers compute; empty computes here.
 
         Returns
         -------
@@ -142,6 +147,8 @@ class RunStore:
         ------
         ValueError
             If any run's settings can't be computed; raised before the first one starts.
+        ConnectionError
+            If no scheduler answers at the address.
         RunsFailedError
             If runs failed; raised after all others are finished. A failed run's folder
             (``<hash>.partial``) holds ``traceback.txt``.
@@ -149,19 +156,29 @@ class RunStore:
         missing = self.missing(wanted)
         for settings in missing:
             settings.check(self.dataset)
-        failures: dict[Settings, str] = {}
         with progress_bar(total=len(missing), desc="runs", unit="run", show=self.progress and bool(missing)) as bar:
-            for settings in missing:
-                bar.set_postfix_str(settings.kind)
-                if reason := self.failed_start(settings, failures) or self.compute(settings):
-                    failures[settings] = reason
-                bar.update()
+            if scheduler and missing:
+                failures = compute_on_cluster(self, missing, scheduler=scheduler, on_done=lambda _: bar.update())
+            else:
+                failures = self.compute_here(missing, bar)
         if failures:
-            lines = [
-                f"  {settings.kind} {self.folder(settings).name}: {reason}" for settings, reason in failures.items()
-            ]
+            lines = [f"  {self.name(settings)}: {reason}" for settings, reason in failures.items()]
             raise RunsFailedError(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(lines))
         return [self.open(settings) for settings in wanted]
+
+    def name(self, settings: Settings) -> str:
+        """A run's kind and the name of its folder."""
+        return f"{settings.kind} {self.folder(settings).name}"
+
+    def compute_here(self, missing: Sequence[Settings], bar: tqdm) -> dict[Settings, str]:
+        """Compute runs one after another; why runs failed, in one line each."""
+        failures: dict[Settings, str] = {}
+        for settings in missing:
+            bar.set_postfix_str(settings.kind)
+            if reason := self.failed_start(settings, failures) or self.compute(settings):
+                failures[settings] = reason
+            bar.update()
+        return failures
 
     def missing(self, wanted: Sequence[Settings]) -> list[Settings]:
         """The runs to compute, each once, a start before what starts from it; a finished run needs no start."""
@@ -177,7 +194,7 @@ class RunStore:
     def failed_start(self, settings: Settings, failures: dict[Settings, str]) -> str:
         """Why a run can't start: one that it starts from failed. Empty if none did."""
         broken = [start for start in settings.starts_from() if start in failures]
-        return f"starts from {broken[0].kind} {self.folder(broken[0]).name}, which failed" if broken else ""
+        return f"starts from {self.name(broken[0])}, which failed" if broken else ""
 
     def compute(self, settings: Settings) -> str:
         """Compute one run whose starting runs exist; the reason in one line if it fails, else empty."""

@@ -88,7 +88,8 @@ class Pretrain(Settings):
         ImageFormat(self.image_size)
         check_preset(self.augmentation)
         check_optimisation(lr=self.lr, weight_decay=self.weight_decay, warmup_fraction=self.warmup_fraction)
-        if min(self.n_epochs, self.projection_dim, self.batch_size - 1, self.seed + 1) < 1 or not self.temperature > 0:
+        whole_numbers_fit = self.n_epochs >= 1 and self.batch_size >= 2 and self.projection_dim >= 1 and self.seed >= 0
+        if not (whole_numbers_fit and self.temperature > 0):
             raise ValueError(
                 f"n_epochs={self.n_epochs}, batch_size={self.batch_size}, temperature={self.temperature}, "
                 f"projection_dim={self.projection_dim}, seed={self.seed}: expected at least 1 epoch, 2 images, "

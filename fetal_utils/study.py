@@ -256,6 +256,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="demo", help="smoke, demo, laptop, or the path of a .yaml file")
     parser.add_argument("--data-dir", help="folder with Images/ and FETAL_PLANES_DB_data.csv; default: the phantom")
     parser.add_argument("--results-dir", help="where everything is written; default: results/<preset>")
+    parser.add_argument("--scheduler", help="address of a Dask scheduler that computes the runs; default: here")
     parser.add_argument("--only", metavar="04", help="only the notebooks whose name starts so")
     parser.add_argument(
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
@@ -272,6 +273,8 @@ def given_values(options: argparse.Namespace) -> dict[str, object]:
     given["results_dir"] = str(Path(results_dir).resolve() if results_dir else default)
     if data_dir := options.data_dir or given.get("data_dir"):
         given["data_dir"] = str(Path(data_dir).resolve())
+    if options.scheduler:
+        given["scheduler"] = options.scheduler
     return given
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score
 
-from fetal_utils.data import Task
 from fetal_utils.dataset import Dataset
 from fetal_utils.epochs import replace_file
 from fetal_utils.predictions import probability_columns
 from fetal_utils.runs import Work
 from fetal_utils.settings import Settings
 from fetal_utils.splits import LabelledSubset, draw_labelled_subset
+from fetal_utils.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from data_folders import csv_line, plane_lines, write_folder
 from PIL import Image
 
 from fetal_utils.baselines import THUMBNAIL_SIZE, pixels, predict_by_value, run_baselines
-from fetal_utils.data import TASKS
 from fetal_utils.dataset import Dataset
+from fetal_utils.tasks import TASKS
 
 BASELINES = ["majority class", "machine only", "text corner only", "32 px thumbnail"]
 

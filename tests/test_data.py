@@ -6,16 +6,8 @@ import pytest
 from data_folders import HEADER, csv_line, plane_lines, write_table
 
 from fetal_utils.baselines import predict_by_value
-from fetal_utils.data import (
-    CSV_NAME,
-    TASKS,
-    TASKS_NAME,
-    Task,
-    find_task,
-    present_classes,
-    read_metadata,
-    read_tasks,
-)
+from fetal_utils.data import CSV_NAME, read_metadata
+from fetal_utils.tasks import TASKS, TASKS_NAME, Task, find_task, present_classes, read_tasks
 
 LINES = plane_lines()  # 8 rows, lines 2 to 9 of the file
 BRAIN = MappingProxyType({"plane": "Fetal brain"})

@@ -8,9 +8,10 @@ from data_folders import HEADER, csv_line, plane_lines, write_folder, write_tabl
 from PIL import Image
 
 from fetal_utils import dataset as dataset_module
-from fetal_utils.data import CSV_NAME, TASKS, TASKS_NAME
+from fetal_utils.data import CSV_NAME
 from fetal_utils.dataset import Dataset, open_dataset
 from fetal_utils.images import TEXT_CORNER
+from fetal_utils.tasks import TASKS, TASKS_NAME
 
 LINES = plane_lines(n_train=12, n_test=4)
 
@@ -172,6 +173,7 @@ def test_blanking_reaches_the_images_and_spares_the_question_about_the_corner(da
     corner = [one.images(32, geometry="text_corner", progress=False) for one in (dataset, blanked)]
     np.testing.assert_array_equal(*corner)
     assert corner[0].any()
+    assert sum(path.is_dir() for path in dataset.cache_dir.iterdir()) == 3  # whole, blanked, and one of the corner
 
 
 def test_the_geometry_of_the_data_set_is_used_unless_another_is_asked_for(tmp_path):

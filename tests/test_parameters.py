@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from fetal_utils.data import CSV_COLUMNS, TASKS
+from fetal_utils.data import CSV_COLUMNS
 from fetal_utils.parameters import check_parameters
 from fetal_utils.phantom import draw_metadata
 from fetal_utils.splits import split_by_patient
 from fetal_utils.strategies import STRATEGIES
+from fetal_utils.tasks import TASKS
 
 GOOD = {
     "label_fraction": 0.01,

@@ -4,17 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetal_utils.data import TASKS, Task, present_classes, read_metadata
+from fetal_utils.data import read_metadata
+from fetal_utils.receipts import make_receipt, split_hash
 from fetal_utils.splits import (
     assert_no_shared_patient,
     draw_labelled_subset,
     leak_of_random_split,
-    make_receipt,
     same_patient_rate,
     split_by_patient,
-    split_hash,
     unevenness,
 )
+from fetal_utils.tasks import TASKS, Task, present_classes
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 STRATUM_COLUMNS = ["plane", "brain_plane"]

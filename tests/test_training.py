@@ -143,6 +143,21 @@ def test_the_same_settings_give_the_same_predictions(tiny_dataset, store, tmp_pa
     pd.testing.assert_frame_equal(again.predictions, run.predictions)
 
 
+@BOTH
+def test_planes_that_differ_in_brightness_are_told_apart(tiny_dataset, tmp_path, monkeypatch, settings):
+    def by_class(self, image_size, **options):
+        images = np.random.default_rng(0).integers(0, 56, size=(len(labels), image_size, image_size))
+        return (images + 100 * (labels.clip(0) % 3)[:, None, None]).astype(np.uint8)
+
+    easy = dataclasses.replace(settings, task="brain_planes")
+    if easy.kind == "fine_tune":
+        easy = dataclasses.replace(easy, n_steps=40, n_evaluations=4, augmentation="none")
+    labels = LabelledData(tiny_dataset, easy).labels
+    monkeypatch.setattr(Dataset, "images", by_class)
+    (run,) = new_store(tiny_dataset, tmp_path).get([easy])
+    assert (run.predictions["predicted"] == run.predictions["true"]).mean() > 0.9
+
+
 # --- linear probe ---
 
 
@@ -259,12 +274,6 @@ def test_fine_tuning_changes_every_layer_and_its_start_not_at_all(tuned):
     weights, start = load_file(tuned.weights), START.encoder()
     for name, parameter in start.named_parameters():
         assert not torch.equal(weights[f"encoder.{name}"], parameter), name
-
-
-def test_fine_tuning_lowers_the_training_loss(store):
-    (run,) = store.get([dataclasses.replace(FINE_TUNE, task="brain_planes", n_steps=30, augmentation="none")])
-    losses = run.log["train_loss"].tolist()
-    assert losses[-1] < losses[0] - 0.1
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 4096])
