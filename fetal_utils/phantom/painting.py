@@ -3,6 +3,7 @@
 Points are float32 arrays of shape (3, n_rows, n_cols): a slice through the volume, sampled on any smooth grid.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -30,7 +31,7 @@ class Part:
     def bounds(self) -> Ellipsoid:
         """A ball around all solids, in the frame of the fetus."""
         centre = np.mean([solid.centre for solid in self.solids], axis=0)
-        radius = max(np.linalg.norm(solid.centre - centre) + solid.radius for solid in self.solids)
+        radius = max(math.dist(solid.centre, centre) + solid.radius for solid in self.solids)
         return ellipsoid(0, self.to_body(centre), np.full(3, radius))
 
     def paint(self, labels: np.ndarray, points: np.ndarray) -> None:

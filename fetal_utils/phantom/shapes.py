@@ -3,6 +3,7 @@
 Points are float32 arrays of shape (3, n_rows, n_cols): a slice through the volume, sampled on any grid.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -34,9 +35,9 @@ class Ellipsoid:
     radius: float = field(init=False)
 
     def __post_init__(self) -> None:
-        half_lengths = 1 / np.linalg.norm(self.axes, axis=1)
+        longest = 1 / math.sqrt(min((self.axes**2).sum(axis=1)))
         corner = 1.0 if max(self.powers) == 2 else 3**0.25  # a boxy solid reaches beyond its half-lengths
-        object.__setattr__(self, "radius", float(half_lengths.max() * corner))
+        object.__setattr__(self, "radius", longest * corner)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Whether each point lies inside; (3, n_rows, n_cols) to bool (n_rows, n_cols)."""
@@ -65,7 +66,7 @@ class Tube:
 
     @cached_property
     def radius(self) -> float:
-        return float(np.linalg.norm(self.end - self.start) / 2 + self.thickness)
+        return math.dist(self.end, self.start) / 2 + self.thickness
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Whether each point lies inside; (3, n_rows, n_cols) to bool (n_rows, n_cols)."""
