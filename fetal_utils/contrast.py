@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fetal_utils.diagnostics import top1_accuracy
 from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import ProjectionHead, n_features
 from fetal_utils.optimisers import descend, train_output
@@ -51,11 +52,3 @@ def contrast_step(
     loss = nt_xent_loss(z_a, z_b, temperature=temperature)
     descend(model, optimiser, loss)
     return torch.stack([loss.detach(), top1_accuracy(z_a.detach(), z_b.detach())])
-
-
-def top1_accuracy(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """Share of the anchors whose most similar projection, of all 2 n_images - 1 others, is their other view."""
-    z = nn.functional.normalize(torch.cat([z_a, z_b]).float(), dim=1)
-    similarity = (z @ z.T).fill_diagonal_(-torch.inf)
-    other_view = torch.arange(len(z), device=z.device).roll(len(z_a))
-    return (similarity.argmax(1) == other_view).float().mean()

@@ -13,7 +13,7 @@ from torch import nn
 
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import progress_bar
-from fetal_utils.epochs import replace_file
+from fetal_utils.files import replace_file
 from fetal_utils.images import ImageFormat
 from fetal_utils.models import build_encoder, normalisation
 from fetal_utils.runs import RunStore, Work

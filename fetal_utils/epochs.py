@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
 import torch
 
 from fetal_utils.environment import progress_bar
+from fetal_utils.files import replace_file
 from fetal_utils.runs import Work
 
 
@@ -152,10 +152,3 @@ def write_log(work: Work, rows: list[dict]) -> pd.DataFrame:
     log = pd.DataFrame(rows)
     replace_file(work.folder / "log.csv", lambda path: log.to_csv(path, index=False))
     return log
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then rename it: readers see the old one or the new one."""
-    beside = path.with_name(f".{path.name}.partial")
-    write(beside)
-    beside.replace(path)

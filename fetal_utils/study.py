@@ -223,6 +223,7 @@ def execute(execution: Execution, results_dir: Path) -> str:
             kernel_name="python3",
             cwd=str(NOTEBOOK_DIR),
             progress_bar=False,
+            extra_arguments=["--log-level=ERROR"],  # of the kernel, which else warns of its own transport
         )
     except PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}".splitlines()[0]

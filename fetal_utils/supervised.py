@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.metrics import f1_score
 
 from fetal_utils.dataset import Dataset
-from fetal_utils.epochs import replace_file
+from fetal_utils.files import replace_file
 from fetal_utils.predictions import probability_columns
 from fetal_utils.runs import Work
 from fetal_utils.settings import Settings

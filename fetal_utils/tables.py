@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fetal_utils.epochs import replace_file
 from fetal_utils.evaluation import metrics_table
+from fetal_utils.files import replace_file
 from fetal_utils.runs import Run
 
 METRICS_COLUMNS = (

@@ -14,14 +14,16 @@ from fetal_utils.batches import draw_batches
 from fetal_utils.dataset import Dataset
 from fetal_utils.encoders import EncoderSource, Features, extract_features
 from fetal_utils.environment import torch_generator
-from fetal_utils.epochs import Best, GeneratorState, Stateful, replace_file, run_epochs
+from fetal_utils.epochs import Best, GeneratorState, Stateful, run_epochs
+from fetal_utils.files import replace_file
 from fetal_utils.images import ImageFormat
-from fetal_utils.models import Classifier, normalisation, save_weights
+from fetal_utils.models import Classifier, normalisation
 from fetal_utils.optimisers import build_optimiser, check_optimisation, descend, train_output, warmup_cosine
 from fetal_utils.probes import choose_probe
 from fetal_utils.runs import Work
 from fetal_utils.supervised import LabelledData, Supervised
 from fetal_utils.transforms import Augment
+from fetal_utils.weights import save_weights
 
 
 @dataclass(frozen=True, kw_only=True)

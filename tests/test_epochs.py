@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from toy_runs import toy_store
 
-from fetal_utils.epochs import Best, GeneratorState, check_finite, replace_file, run_epochs
+from fetal_utils.epochs import Best, GeneratorState, check_finite, run_epochs
+from fetal_utils.files import replace_file
 from fetal_utils.optimisers import build_optimiser, warmup_cosine
 from fetal_utils.runs import Work
 

@@ -8,7 +8,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from fetal_utils.contrast import SimCLR, contrast_step, top1_accuracy
+from fetal_utils.contrast import SimCLR, contrast_step
+from fetal_utils.diagnostics import top1_accuracy
 from fetal_utils.encoders import InitialWeights
 from fetal_utils.models import build_encoder
 from fetal_utils.optimisers import build_optimiser

@@ -13,13 +13,14 @@ from sklearn.linear_model import LogisticRegression
 from fetal_utils.data import CSV_NAME
 from fetal_utils.dataset import Dataset
 from fetal_utils.encoders import Features, InitialWeights
-from fetal_utils.models import Classifier, load_weights
+from fetal_utils.models import Classifier
 from fetal_utils.predictions import check_predictions
 from fetal_utils.probes import PROBE_STRENGTHS, choose_probe, fit_probe
 from fetal_utils.runs import RunStore
 from fetal_utils.simclr import Pretrain
 from fetal_utils.supervised import LabelledData
 from fetal_utils.training import FineTune, FineTuning, LinearProbe, softmax, steps_of_epochs
+from fetal_utils.weights import load_weights
 
 START = InitialWeights(backbone="test_efficientnet", init="random", seed=1)
 ABOUT = {"task": "planes", "strategy": "scratch"}
