@@ -11,7 +11,7 @@ def test_a_tensor_of_another_shape_is_refused_by_name_and_shapes(tmp_path):
     encoder = build_encoder("resnet18", init="random", seed=0)
     path = tmp_path / "three_planes.safetensors"
     save_weights(Classifier(encoder, 3, seed=0), path)
-    with pytest.raises(ValueError, match=r"2 tensors differ \(head.weight: \(3, 1280\) there, \(6, 1280\) here"):
+    with pytest.raises(ValueError, match=r"2 tensors differ \(head.weight: \(3, 512\) there, \(6, 512\) here"):
         load_weights(Classifier(encoder, 6, seed=0), path)
 
 
