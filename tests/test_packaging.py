@@ -60,6 +60,13 @@ def test_every_requirement_is_used(name):
     assert any(re.search(imported, path.read_text()) for path in sources), f"{name} is required but never used"
 
 
+@pytest.mark.parametrize("name", ["ruff", "nbstripout"])
+def test_commits_are_checked_by_the_tested_versions(name):
+    repos = yaml.safe_load((PROJECT_ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (revision,) = [repo["rev"] for repo in repos if name in repo["repo"]]
+    assert f"\n{name}=={revision.removeprefix('v')}\n" in (PROJECT_ROOT / "constraints.txt").read_text()
+
+
 def test_notebooks_are_stripped_and_formatted():
     notebooks = sorted(map(str, (PROJECT_ROOT / "notebooks").glob("*.ipynb")))
     subprocess.run([sys.executable, "-m", "nbstripout", "--keep-id", "--verify", *notebooks], check=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from data_folders import plane_lines, write_folder, write_table
 
 from fetal_utils import study
 from fetal_utils.study import UsageError, check_type, main, parse_value, plan, read_parameters, read_preset
@@ -94,6 +95,52 @@ def test_a_broken_image_is_named_before_the_first_notebook(tiny_phantom, tmp_pat
     assert main([*SMOKE, "--data-dir", str(data_dir), "--results-dir", str(tmp_path / "results")]) == 2
     assert broken.name in capsys.readouterr().err
     assert not (tmp_path / "results" / "notebooks").exists()
+
+
+LINES = plane_lines(n_train=12, n_test=4)
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ([LINES[0].replace("Fetal femur", "Fetal foot"), *LINES[1:]], "Fetal foot"),
+        ([*LINES, LINES[0]], "stands twice"),
+        ([*LINES[:-1], LINES[-1].replace(";16;", ";1;")], "patients [1]"),
+        ([LINES[0].replace("p1_femur", "../p1_femur"), *LINES[1:]], "../p1_femur"),
+        ([line for line in LINES if "femur" in line], "at least two"),
+        (
+            [line for line in LINES if "femur" in line or line.endswith("0 ")],
+            "no training patient has ['Fetal thorax']",
+        ),
+        ([line + ";7" for line in LINES], "FETAL_PLANES_DB_data.csv"),
+    ],
+    ids=["class", "duplicate", "both-splits", "climbs-out", "one-class", "untrained-class", "extra-column"],
+)
+def test_bad_data_ends_with_status_2_and_one_line(lines, named, tmp_path, capsys):
+    data_dir = write_folder(tmp_path / "data", LINES)
+    write_table(data_dir, lines)
+    arguments = [
+        *SMOKE,
+        "-p",
+        "task",
+        "planes",
+        "--data-dir",
+        str(data_dir),
+        "--results-dir",
+        str(tmp_path / "results"),
+    ]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "results" / "notebooks").exists()
+
+
+def test_good_data_of_the_same_kind_is_accepted(tmp_path, monkeypatch):
+    data_dir = write_folder(tmp_path / "data", LINES)
+    monkeypatch.setattr(study, "execute", lambda execution, results_dir: "")
+    arguments = ["-p", "task", "planes", "--data-dir", str(data_dir), "--results-dir", str(tmp_path / "results")]
+    assert main([*SMOKE, *arguments]) == 0
 
 
 @pytest.mark.parametrize(
