@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fetal_utils.diagnostics import top1_accuracy
+from fetal_utils.diagnostics import alignment, top1_accuracy, uniformity
 from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import ProjectionHead, n_features
 from fetal_utils.optimisers import descend, train_output
+
+STEP_MEASURES = ("loss", "top1_accuracy", "alignment", "uniformity")
 
 
 class SimCLR(nn.Module):
@@ -45,10 +47,11 @@ def contrast_step(
 
     Returns
     -------
-    Tensor, shape (2,)
-        Loss in nats and contrastive top-1 accuracy, detached.
+    Tensor, shape (4,)
+        As `STEP_MEASURES` names them, detached.
     """
     z_a, z_b = train_output(model, torch.cat([view_a, view_b])).chunk(2)  # one batch: shared batch statistics
     loss = nt_xent_loss(z_a, z_b, temperature=temperature)
     descend(model, optimiser, loss)
-    return torch.stack([loss.detach(), top1_accuracy(z_a.detach(), z_b.detach())])
+    with torch.no_grad():
+        return torch.stack([loss, top1_accuracy(z_a, z_b), alignment(z_a, z_b), uniformity(torch.cat([z_a, z_b]))])

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from fetal_utils.augmentations import check_preset
 from fetal_utils.batches import draw_batches
-from fetal_utils.contrast import SimCLR, contrast_step
+from fetal_utils.contrast import STEP_MEASURES, SimCLR, contrast_step
 from fetal_utils.dataset import Dataset
-from fetal_utils.encoders import InitialWeights
+from fetal_utils.diagnostics import effective_rank, feature_spread, knn_macro_f1
+from fetal_utils.encoders import InitialWeights, extract_features
 from fetal_utils.environment import torch_generator
 from fetal_utils.epochs import GeneratorState, Stateful, run_epochs
 from fetal_utils.images import ImageFormat
@@ -25,6 +26,7 @@ from fetal_utils.transforms import Augment, two_views
 from fetal_utils.weights import save_weights
 
 ALL_PLANES = "all"
+LOOK_EVERY = 4  # epochs between looks at the held-out patients; a look costs a sixth of an epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +125,12 @@ class Pretraining:
 
     def __init__(self, settings: Pretrain, work: Work) -> None:
         self.settings, self.device = settings, work.device
-        rows = settings.pool_rows(work.dataset)
-        images = work.dataset.images(settings.image_size, progress=work.store.progress)
-        self.pool = torch.from_numpy(images[rows])  # (n_images, image_size, image_size), a copy in memory
+        self.rows = rows = settings.pool_rows(work.dataset)
+        self.held_out = work.dataset.rows("val")
+        # plane and brain plane together: labels that only the log's nearest neighbours ever see
+        self.strata = (work.dataset.metadata["plane"] + "/" + work.dataset.metadata["brain_plane"]).to_numpy(str)
+        self.images = work.dataset.images(settings.image_size, progress=work.store.progress)
+        self.pool = torch.from_numpy(self.images[rows])  # (n_images, image_size, image_size), a copy in memory
         self.n_patients = int(work.dataset.metadata["patient"].iloc[rows].nunique())
         self.batch_size = min(settings.batch_size, len(rows))
         self.n_batches = len(rows) // self.batch_size  # of an epoch
@@ -157,7 +162,23 @@ class Pretraining:
             len(self.pool), n_batches=self.n_batches, batch_size=self.batch_size, generator=self.order
         )
         means = torch.stack([self.train_batch(batch) for batch in batches]).mean(0).tolist()
-        return dict(zip(("loss", "top1_accuracy"), means, strict=True))
+        look = (epoch + 1) % LOOK_EVERY == 0 or epoch + 1 == self.settings.n_epochs
+        return dict(zip(STEP_MEASURES, means, strict=True)) | (self.look() if look else {})
+
+    def look(self) -> dict[str, float]:
+        """How the features h do on the validation patients, who are not in the pool; no weight is changed."""
+        pool, held_out = (self.encode(rows) for rows in (self.rows, self.held_out))
+        return {
+            "feature_spread": feature_spread(torch.from_numpy(held_out)).item(),
+            "effective_rank": effective_rank(torch.from_numpy(held_out)).item(),
+            "knn_macro_f1": knn_macro_f1(pool, self.strata[self.rows], held_out, self.strata[self.held_out]),
+        }
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Features h of the data set's images at these positions, shape (n_images, n_features)."""
+        return extract_features(
+            self.model.encoder, self.images[rows], image_size=self.settings.image_size, device=self.device
+        )
 
     def train_batch(self, batch: Tensor) -> Tensor:
         """One optimiser step on the pool's images at these positions; see `contrast_step`."""

@@ -1,13 +1,24 @@
 """Figures of a training log: loss and score against the epoch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from fetal_utils.data_plots import require_rows
-from fetal_utils.palette import INK, add_legend, colours_for, finish
+from fetal_utils.palette import INK, add_legend, colours_for, finish, whiten
+
+# columns of a pretraining's log and what their axes say
+INSTRUMENTS = {
+    "loss": "NT-Xent loss (nats)",
+    "top1_accuracy": "other view found first (share)",
+    "alignment": "alignment (squared distance of two views)",
+    "uniformity": "uniformity (lower is more even)",
+    "effective_rank": "effective rank of held-out features",
+    "knn_macro_f1": "macro-F1 of nearest neighbours, held-out patients",
+}
 
 
 def plot_learning_curves(
@@ -87,3 +98,42 @@ def plot_simclr_log(log: pd.DataFrame, ax: Axes, *, batch_size: int, column: str
     ax.axhline(chance, color=INK, linestyle=":", label=f"chance, ln({2 * batch_size - 1}) = {chance:.2f}")
     add_legend(ax, loc="center right")  # clear of the chance line
     return ax
+
+
+def plot_cockpit(logs: Mapping[str, pd.DataFrame], *, batch_size: int) -> Figure:
+    """Six instruments of a pretraining, a line for each log.
+
+    Parameters
+    ----------
+    logs : mapping of str to DataFrame
+        For each strategy the log of its pretraining, one row per epoch.
+    batch_size : int
+        Images of a batch, for the chance lines.
+
+    Returns
+    -------
+    Figure
+        New, not known to pyplot.
+
+    Raises
+    ------
+    ValueError
+        If a log is empty or a column is missing.
+    """
+    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    whiten(figure)
+    axes = figure.subplots(2, 3)
+    colours = colours_for(list(logs))
+    for ax, (column, label) in zip(axes.flat, INSTRUMENTS.items(), strict=True):
+        for name, log in logs.items():
+            require_rows(log, ["epoch", column])
+            measured = log.dropna(subset=[column])
+            ax.plot(measured["epoch"], measured[column], marker="o", markersize=3.5, color=colours[name], label=name)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        finish(ax, xlabel="epoch", ylabel=label, grid="y")
+    chance = math.log(2 * batch_size - 1)
+    axes[0, 0].axhline(chance, color=INK, linestyle=":", label=f"chance, ln({2 * batch_size - 1}) = {chance:.2f}")
+    axes[0, 1].axhline(1 / (2 * batch_size - 1), color=INK, linestyle=":")
+    axes[0, 1].set_ylim(0, 1)
+    add_legend(axes[0, 0])
+    return figure

@@ -225,3 +225,20 @@ def test_an_empty_table_and_a_missing_column_are_refused(draw, ax):
              "low", "high", "label_fraction", "n_images"]  # fmt: skip
     with pytest.raises(ValueError, match="0 rows"):
         draw(pd.DataFrame(columns=every), ax)
+
+
+def test_the_cockpit_draws_each_instrument_of_each_log_and_skips_epochs_without_a_look():
+    log = pd.DataFrame({"epoch": [1, 2], "loss": [5.0, 4.0], "top1_accuracy": [0.1, 0.4], "alignment": [1.0, 0.5]})
+    log = log.assign(uniformity=[-1.0, -2.0], effective_rank=[math.nan, 9.0], knn_macro_f1=[math.nan, 0.6])
+    figure = plots.plot_cockpit({"simclr_scratch": log, "simclr_imagenet": log}, batch_size=16)
+    loss, *_, rank, neighbours = figure.axes
+    assert list(lines_by_label(loss)["simclr_imagenet"].get_ydata()) == [5.0, 4.0]
+    chance = next(line for label, line in lines_by_label(loss).items() if label.startswith("chance"))
+    assert chance.get_ydata()[0] == pytest.approx(math.log(31))
+    assert list(rank.get_lines()[0].get_xdata()) == [2]
+    assert list(neighbours.get_lines()[1].get_ydata()) == [0.6]
+
+
+def test_the_cockpit_names_a_missing_instrument():
+    with pytest.raises(ValueError, match="top1_accuracy"):
+        plots.plot_cockpit({"a": pd.DataFrame({"epoch": [1], "loss": [1.0]})}, batch_size=4)

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from fetal_utils.contrast import SimCLR, contrast_step
+from fetal_utils.contrast import STEP_MEASURES, SimCLR, contrast_step
 from fetal_utils.diagnostics import top1_accuracy
 from fetal_utils.encoders import InitialWeights
 from fetal_utils.models import build_encoder
@@ -88,9 +88,14 @@ def test_pretraining_changes_every_layer_of_the_encoder(store, run):
 def test_a_step_with_rate_zero_would_measure_but_not_move():
     model = SimCLR(START.encoder(), projection_dim=16, seed=0)
     views = torch.randn(2, 8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    loss, accuracy = contrast_step(model, torch.optim.SGD(model.parameters(), lr=0.0), *views, temperature=0.5).tolist()
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    measured = contrast_step(model, still, *views, temperature=0.5).tolist()
+    loss, accuracy, aligned, uniform = measured
+    assert len(measured) == len(STEP_MEASURES)
     assert 0 < loss < 10
     assert 0 <= accuracy <= 1
+    assert 0 <= aligned <= 4
+    assert -8 <= uniform <= 0
     assert not any(weights_differ(model.encoder, START.encoder()))
 
 
@@ -133,7 +138,15 @@ def test_the_record_counts_images_patients_steps_and_views(run, tiny_dataset):
         "optimiser_steps": 3 * 2,
         "views_seen": 3 * 2 * 40 * 2,
     }
-    assert list(run.log.columns) == ["epoch", "seconds", "loss", "top1_accuracy"]
+
+
+def test_the_log_measures_steps_each_epoch_and_held_out_features_at_the_last(run):
+    looks = ["feature_spread", "effective_rank", "knn_macro_f1"]
+    assert list(run.log.columns) == ["epoch", "seconds", *STEP_MEASURES, *looks]
+    assert run.log[list(STEP_MEASURES)].notna().all(axis=None)
+    assert run.log[looks].notna().any(axis=1).tolist() == [False, False, True]
+    assert 1 <= run.log["effective_rank"].iloc[-1] <= 12  # no more than the held-out images
+    assert 0 <= run.log["knn_macro_f1"].iloc[-1] <= 1
     assert run.log["epoch"].tolist() == [1, 2, 3]
     assert sorted(path.name for path in run.folder.iterdir()) == ["log.csv", "record.json", "weights.safetensors"]
 
