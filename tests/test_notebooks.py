@@ -7,7 +7,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from fetal_utils.study import NOTEBOOK_DIR, main
+from fetal_utils.plans import NOTEBOOK_DIR
+from fetal_utils.study import main
 from fetal_utils.tables import COMPARISONS_COLUMNS, METRICS_COLUMNS
 
 NOTEBOOKS = sorted(NOTEBOOK_DIR.glob("*.ipynb"))

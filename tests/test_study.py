@@ -7,58 +7,10 @@ import pytest
 import yaml
 from data_folders import plane_lines, write_folder, write_table
 
-from fetal_utils import study
-from fetal_utils.study import UsageError, check_type, main, parse_value, plan, read_parameters, read_preset
+from fetal_utils import plans, study
+from fetal_utils.study import main
 
 SMOKE = ["--preset", "smoke"]
-
-
-def test_every_preset_can_be_planned():
-    names = sorted(path.stem for path in study.PRESET_DIR.glob("*.yaml"))
-    assert {"smoke", "demo", "laptop"} <= set(names)
-    for name in names:
-        executions = plan(read_preset(name), {})
-        assert [execution.notebook for execution in executions] == sorted(e.notebook for e in executions)
-
-
-def test_a_notebook_with_a_task_runs_once_for_each_task_of_the_grid():
-    names = [execution.name for execution in plan(read_preset("smoke"), {}, only="03")]
-    assert names == ["03_transfer_learning_baselines.planes", "03_transfer_learning_baselines.brain_planes"]
-
-
-def test_a_given_task_replaces_the_grid():
-    (execution,) = plan(read_preset("smoke"), {"task": "brain_planes"}, only="03")
-    assert execution.parameters["task"] == "brain_planes"
-
-
-def test_a_given_value_goes_before_the_presets_and_only_to_notebooks_that_have_it():
-    executions = plan(read_preset("smoke"), {"n_steps": 7})
-    assert {e.notebook[:2]: e.parameters.get("n_steps") for e in executions} == {"01": None, "02": None, "03": 7}
-
-
-def test_values_for_one_notebook_reach_only_that_one():
-    executions = plan({"notebooks": {"02": {"image_size": 48}}}, {})
-    assert [e.parameters.get("image_size") for e in executions] == [None, 48, None]
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("3", 3), ("1e-3", 1e-3), ("0.5", 0.5), ("[0.1, 1.0]", [0.1, 1.0]), ("resnet18", "resnet18"), ("true", True)],
-)
-def test_values_from_the_command_line_are_read_as_yaml(text, value):
-    assert parse_value(text) == value
-    assert type(parse_value(text)) is type(value)
-
-
-def test_a_whole_number_serves_as_a_float_also_in_a_list():
-    assert check_type("lr", 1, 0.5) == 1.0
-    assert [type(value) for value in check_type("label_fractions", [1, 0.5], [0.1])] == [float, float]
-
-
-@pytest.mark.parametrize(("value", "default"), [("a", 1), (1.5, 1), (True, 1), (1, "a"), (0.5, [0.5]), (["a"], [1])])
-def test_a_value_of_another_type_is_refused(value, default):
-    with pytest.raises(UsageError, match="parameter x="):
-        check_type("x", value, default)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +110,7 @@ def test_a_failing_notebook_is_kept_with_its_traceback_and_the_next_one_runs(tmp
     notebooks.mkdir()
     write_notebook(notebooks / "01_fails.ipynb", "raise ValueError('on purpose')")
     write_notebook(notebooks / "02_works.ipynb", "print(x)")
-    monkeypatch.setattr(study, "NOTEBOOK_DIR", notebooks)
+    monkeypatch.setattr(plans, "NOTEBOOK_DIR", notebooks)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"parameters": {"x": 5}}))
     status = main(["--preset", str(tmp_path / "mine.yaml"), "--results-dir", str(tmp_path / "results")])
     assert status == 1
@@ -167,10 +119,6 @@ def test_a_failing_notebook_is_kept_with_its_traceback_and_the_next_one_runs(tmp
     assert any(output.get("ename") == "ValueError" for cell in failed.cells for output in cell.get("outputs", []))
     worked = nbformat.read(tmp_path / "results" / "notebooks" / "02_works.ipynb", as_version=4)
     assert "5" in worked.cells[-1].outputs[0].text
-
-
-def test_defaults_are_read_from_the_parameters_cell():
-    assert read_parameters("03_transfer_learning_baselines")["task"] == "planes"
 
 
 def copy_data(source: Path, target: Path) -> Path:

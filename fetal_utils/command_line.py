@@ -1,0 +1,41 @@
+"""Values typed on a command line: read as YAML, of the type that is expected."""
+
+from __future__ import annotations
+
+import yaml
+
+
+class UsageError(ValueError):
+    """A command line or preset that can't be run; shown without a traceback."""
+
+
+def parse_value(text: str) -> object:
+    """A value from the command line, read as YAML; ``1e-3`` is a number too."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"-p: {text!r} is not YAML ({error})") from None
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def check_type(name: str, value: object, default: object) -> object:
+    """The value as the default's type, a whole number also as a float; the same for each value of a list.
+
+    Raises
+    ------
+    UsageError
+        If it is of another type.
+    """
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise UsageError(
+            f"parameter {name}={value!r} is a {type(value).__name__}; "
+            f"expected a {type(default).__name__}, as the default {default!r}"
+        )
+    return [check_type(name, one, default[0]) for one in value] if isinstance(value, list) else value
