@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import yaml
 
 
@@ -39,3 +41,9 @@ def check_type(name: str, value: object, default: object) -> object:
             f"expected a {type(default).__name__}, as the default {default!r}"
         )
     return [check_type(name, one, default[0]) for one in value] if isinstance(value, list) else value
+
+
+def add_parameters(parser: argparse.ArgumentParser, *, help: str) -> None:
+    """The option ``-p NAME VALUE``, any number of times; the pairs are ``options.parameters``."""
+    metavar = ("NAME", "VALUE")
+    parser.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=metavar, help=help)

@@ -18,6 +18,8 @@ from fetal_utils.receipts import Receipt, make_receipt
 from fetal_utils.splits import split_by_patient
 from fetal_utils.tasks import TASKS, Task, find_task, present_classes, read_tasks
 
+PHANTOM_PATIENTS = 160  # of the embedded data set, unless a notebook says otherwise
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -119,7 +121,9 @@ class Dataset:
         )
 
 
-def open_dataset(data_dir: str | Path, *, results_dir: str | Path, phantom_patients: int, **choices) -> Dataset:
+def open_dataset(
+    data_dir: str | Path, *, results_dir: str | Path, phantom_patients: int = PHANTOM_PATIENTS, **choices
+) -> Dataset:
     """The data set that a notebook's parameters name.
 
     Parameters

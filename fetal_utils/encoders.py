@@ -15,10 +15,11 @@ from fetal_utils.dataset import Dataset
 from fetal_utils.environment import progress_bar
 from fetal_utils.files import replace_file
 from fetal_utils.images import ImageFormat
-from fetal_utils.models import build_encoder, normalisation
+from fetal_utils.models import build_encoder, check_backbone, normalisation
 from fetal_utils.runs import RunStore, Work
 from fetal_utils.settings import Settings
 from fetal_utils.transforms import EvalTransform
+from fetal_utils.weights import read_weights
 
 
 class EncoderSource(Protocol):
@@ -26,6 +27,8 @@ class EncoderSource(Protocol):
 
     @property
     def backbone(self) -> str: ...
+
+    def check(self, dataset: Dataset) -> None: ...
 
     def encoder(self, store: RunStore) -> nn.Module: ...
 
@@ -47,6 +50,12 @@ class InitialWeights:
     backbone: str
     init: str
     seed: int = 0
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise a ValueError or FileNotFoundError for weights that there can't be, before any run starts."""
+        check_backbone(self.backbone)
+        if self.init not in ("random", "imagenet"):
+            read_weights(self.init)
 
     def encoder(self, store: RunStore | None = None) -> nn.Module:
         """The network on the CPU."""
@@ -76,6 +85,7 @@ class Features(Settings):
     image_size: int
 
     def check(self, dataset: Dataset) -> None:
+        self.source.check(dataset)
         ImageFormat(self.image_size)
 
     def compute(self, work: Work) -> None:

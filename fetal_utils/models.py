@@ -60,6 +60,13 @@ def build_encoder(backbone: str, *, init: str | Path, in_chans: int = 1, seed: i
     return encoder
 
 
+def check_backbone(backbone: str) -> None:
+    """Raise a ValueError with close matches if timm has no network of that name."""
+    if not timm.is_model(backbone):
+        close = difflib.get_close_matches(backbone, timm.list_models(), n=5) or [OFFLINE_BACKBONE, "resnet18"]
+        raise ValueError(f"unknown backbone {backbone!r}; timm has {', '.join(close)}")
+
+
 def normalisation(encoder: nn.Module) -> tuple[float, float]:
     """Mean and standard deviation that a gray image in [0, 1] is normalised with for this encoder.
 

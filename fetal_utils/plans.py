@@ -159,7 +159,7 @@ def check_inputs(executions: list[Execution]) -> None:
         values = read_parameters(execution.notebook) | execution.parameters
         check_parameters(values)
         if values["data_dir"]:
-            dataset = open_dataset(values["data_dir"], results_dir=values["results_dir"], phantom_patients=0)
+            dataset = open_dataset(values["data_dir"], results_dir=values["results_dir"])
             if "task" in values:
                 dataset.task(values["task"])
             dataset.images(values["image_size"])  # decodes every image, so a broken one is found now

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,16 +15,17 @@ from torch import Tensor, nn
 
 from fetal_utils.augmentations import check_preset
 from fetal_utils.batches import draw_batches
+from fetal_utils.command_line import UsageError, add_parameters, check_type, parse_value
 from fetal_utils.contrast import STEP_MEASURES, SimCLR, contrast_step
-from fetal_utils.dataset import Dataset
+from fetal_utils.dataset import Dataset, open_dataset
 from fetal_utils.diagnostics import effective_rank, feature_spread, knn_macro_f1
-from fetal_utils.encoders import InitialWeights, extract_features
+from fetal_utils.encoders import InitialWeights, extract_features, initial_weights
 from fetal_utils.environment import torch_generator
 from fetal_utils.epochs import GeneratorState, Stateful, run_epochs
 from fetal_utils.images import ImageFormat
-from fetal_utils.models import build_encoder, normalisation
+from fetal_utils.models import OFFLINE_BACKBONE, build_encoder, normalisation
 from fetal_utils.optimisers import build_optimiser, check_optimisation, warmup_cosine
-from fetal_utils.runs import RunStore, Work
+from fetal_utils.runs import RunsFailedError, RunStore, Work
 from fetal_utils.settings import Settings
 from fetal_utils.transforms import Augment, two_views
 from fetal_utils.weights import save_weights
@@ -88,6 +93,7 @@ class Pretrain(Settings):
         return dataset.rows("train", None if self.pool == ALL_PLANES else dataset.task(self.pool))
 
     def check(self, dataset: Dataset) -> None:
+        self.start.check(dataset)
         ImageFormat(self.image_size)
         check_preset(self.augmentation)
         check_optimisation(lr=self.lr, weight_decay=self.weight_decay, warmup_fraction=self.warmup_fraction)
@@ -197,3 +203,53 @@ class Pretraining:
             "optimiser_steps": self.n_steps,
             "views_seen": 2 * self.n_steps * self.batch_size,
         }
+
+
+def settings_from(given: Mapping[str, object]) -> Pretrain:
+    """A pretraining's settings from values by name; what is not given has its default.
+
+    Raises
+    ------
+    ValueError
+        If a name is no setting or a value has another type.
+    """
+    start = {"backbone": OFFLINE_BACKBONE, "init": "imagenet"}
+    defaults = start | {entry.name: entry.default for entry in fields(Pretrain) if entry.name != "start"}
+    if unknown := sorted(set(given) - set(defaults)):
+        raise UsageError(f"-p: {unknown} are no settings of a pretraining; known are {sorted(defaults)}")
+    values = {name: check_type(name, value, defaults[name]) for name, value in given.items()}
+    start |= {name: values.pop(name) for name in start if name in values}
+    return Pretrain(start=initial_weights(**start, seed=values.get("seed", 0)), **values)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """One pretraining from the command line; prints the run's folder last. 0 if it is there, 1 if it failed, 2 if
+    it can't be run."""
+    parser = argparse.ArgumentParser(prog="python -m fetal_utils.simclr", description=__doc__)
+    parser.add_argument("--data-dir", default="", help="folder with Images/ and the CSV; default: the phantom")
+    parser.add_argument("--results-dir", default="results/demo", help="the run lies in its runs/simclr")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    add_parameters(parser, help="a setting of Pretrain, or backbone or init; may be repeated")
+    options = parser.parse_args(arguments)
+    try:
+        settings = settings_from({name: parse_value(value) for name, value in options.parameters})
+        data_dir = Path(options.data_dir).resolve() if options.data_dir else ""
+        results_dir = Path(options.results_dir).resolve()
+        dataset = open_dataset(data_dir, results_dir=results_dir)
+        settings.check(dataset)
+        dataset.images(settings.image_size)  # a broken image is found now
+        store = RunStore(results_dir, dataset, device=options.device)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        (run,) = store.get([settings])
+    except RunsFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(run.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

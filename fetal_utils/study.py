@@ -10,7 +10,7 @@ import pandas as pd
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from fetal_utils.command_line import parse_value
+from fetal_utils.command_line import add_parameters, parse_value
 from fetal_utils.environment import PROJECT_ROOT
 from fetal_utils.plans import Execution, check_inputs, notebook_path, plan, read_preset
 from fetal_utils.tables import merge_tables
@@ -70,10 +70,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results-dir", help="where everything is written; default: results/<preset>")
     parser.add_argument("--scheduler", help="address of a Dask scheduler that computes the runs; default: here")
     parser.add_argument("--only", metavar="04", help="only the notebooks whose name starts so")
-    parser.add_argument(
-        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="a notebook parameter, read as YAML; may be repeated",
-    )  # fmt: skip
+    add_parameters(parser, help="a notebook parameter, read as YAML; may be repeated")
     return parser.parse_args(arguments)
 
 

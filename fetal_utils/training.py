@@ -92,6 +92,7 @@ class FineTune(Supervised):
 
     def check(self, dataset: Dataset) -> None:
         super().check(dataset)
+        self.source.check(dataset)
         ImageFormat(self.image_size)
         check_preset(self.augmentation)
         check_optimisation(lr=self.lr, weight_decay=self.weight_decay, warmup_fraction=self.warmup_fraction)

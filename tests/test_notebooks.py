@@ -7,13 +7,14 @@ import nbformat
 import pandas as pd
 import pytest
 
+from fetal_utils.dataset import PHANTOM_PATIENTS
 from fetal_utils.plans import NOTEBOOK_DIR
 from fetal_utils.study import main
 from fetal_utils.tables import COMPARISONS_COLUMNS, METRICS_COLUMNS
 
 NOTEBOOKS = sorted(NOTEBOOK_DIR.glob("*.ipynb"))
 # names that mean the same in every notebook (01 shows images only, so it needs no network input's device)
-SHARED = {"data_dir": "", "results_dir": "results/demo", "phantom_patients": 160}
+SHARED = {"data_dir": "", "results_dir": "results/demo", "phantom_patients": PHANTOM_PATIENTS}
 
 
 def read(path):

@@ -1,6 +1,7 @@
 """SimCLR pretraining; the network is timm's smallest, at 32 px."""
 
 import dataclasses
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from fetal_utils.contrast import STEP_MEASURES, SimCLR, contrast_step
+from fetal_utils.dataset import Dataset
 from fetal_utils.diagnostics import top1_accuracy
 from fetal_utils.encoders import InitialWeights
 from fetal_utils.models import build_encoder
 from fetal_utils.optimisers import build_optimiser
 from fetal_utils.runs import RunStore
-from fetal_utils.simclr import Pretrain, Pretraining
+from fetal_utils.simclr import Pretrain, Pretraining, main
 
 START = InitialWeights(backbone="test_efficientnet", init="random", seed=1)
 SETTINGS = Pretrain(start=START, image_size=32, n_epochs=3, batch_size=40, lr=2e-3)
@@ -235,3 +237,44 @@ def test_a_pretraining_from_the_weights_of_a_file_starts_there(store, run):
     start = InitialWeights(backbone="test_efficientnet", init=str(run.weights))
     assert not any(weights_differ(start.encoder(), SETTINGS.encoder(store)))
     assert any(weights_differ(start.encoder(), build_encoder("test_efficientnet", init="random", seed=0)))
+
+
+# --- the command ---
+
+
+def test_the_command_makes_the_run_that_the_same_settings_name_and_prints_its_folder_last(
+    tiny_phantom, tmp_path, capsys
+):
+    arguments = ["--data-dir", str(tiny_phantom), "--results-dir", str(tmp_path), "--device", "cpu"]
+    small = {"backbone": "test_efficientnet", "init": "random", "image_size": 32, "n_epochs": 1, "lr": 1e-3}
+    for name, value in small.items():
+        arguments += ["-p", name, str(value)]
+    assert main(arguments) == 0
+    folder = Path(capsys.readouterr().out.splitlines()[-1])
+    settings = Pretrain(
+        start=InitialWeights(backbone="test_efficientnet", init="random"), image_size=32, n_epochs=1, lr=1e-3
+    )
+    store = RunStore(tmp_path, Dataset(tiny_phantom, tmp_path / "cache"), device="cpu")
+    assert folder == store.folder(settings)
+    assert store.has(settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["-p", "epochs", "3"], "epochs"),
+        (["-p", "lr", "fast"], "lr='fast'"),
+        (["-p", "temperature", "0"], "temperature=0"),
+        (["-p", "backbone", "resnet19"], "resnet19"),
+        (["-p", "init", "no.safetensors"], "no.safetensors"),
+        (["-p", "pool", "feet"], "feet"),
+        (["--data-dir", "no/such/folder"], "no/such/folder"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_bad_input_ends_the_command_with_status_2(arguments, named, tiny_phantom, tmp_path, capsys):
+    given = ["--data-dir", str(tiny_phantom), "--results-dir", str(tmp_path), *arguments]
+    assert main(given) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and named in error
+    assert not (tmp_path / "runs").exists()
