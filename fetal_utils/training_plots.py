@@ -14,10 +14,10 @@ from fetal_utils.palette import INK, add_legend, colours_for, finish, whiten
 INSTRUMENTS = {
     "loss": "NT-Xent loss (nats)",
     "top1_accuracy": "other view found first (share)",
-    "alignment": "alignment (squared distance of two views)",
+    "alignment": "alignment (squared distance)",
     "uniformity": "uniformity (lower is more even)",
-    "effective_rank": "effective rank of held-out features",
-    "knn_macro_f1": "macro-F1 of nearest neighbours, held-out patients",
+    "effective_rank": "effective rank, held-out",
+    "knn_macro_f1": "neighbours' macro-F1, held-out",
 }
 
 
