@@ -7,8 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import Client, as_completed
-
 from fetal_utils.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -41,6 +39,8 @@ def compute_on_cluster(
     ConnectionError
         If no scheduler answers at that address.
     """
+    from distributed import Client, as_completed  # half a second, for those who ask for a cluster
+
     try:
         client = Client(scheduler, timeout="20s")
     except (OSError, ValueError) as error:

@@ -83,13 +83,14 @@ def read_parameters(notebook: str) -> dict[str, object]:
 def read_preset(name: str) -> dict:
     """A preset of the study by its name, or a YAML file of one's own by its path.
 
-    ``parameters`` go to every notebook that has a parameter of that name, ``notebooks`` to one
-    notebook, and a notebook that has a parameter of ``grid`` is run once for each of its values.
+        ``parameters`` go to every notebook that has a parameter of that name, ``notebooks`` to one
+    notebook, and a notebook that has a parameter of ``grid`` is run once for each of its values, unless it
+        has a value of its own.
 
-    Raises
-    ------
-    UsageError
-        If there is no such preset, or the file is not of that form.
+        Raises
+        ------
+        UsageError
+            If there is no such preset, or the file is not of that form.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESET_DIR / f"{name}.yaml"
     if not path.is_file():
@@ -170,6 +171,6 @@ def variants(
 ) -> Iterator[tuple[dict, str]]:
     """Each combination of the grid's values that a notebook knows, with all its other values."""
     fixed = {name: value for name, value in {**common, **own, **given}.items() if name in defaults}
-    axes = {name: values for name, values in grid.items() if name in defaults}
+    axes = {name: values for name, values in grid.items() if name in defaults and name not in own}
     for point in itertools.product(*axes.values()):
         yield {**fixed, **dict(zip(axes, point, strict=True))}, ".".join(map(str, point))

@@ -33,3 +33,10 @@ def test_values_for_one_notebook_reach_only_that_one():
 
 def test_defaults_are_read_from_the_parameters_cell():
     assert read_parameters("03_transfer_learning_baselines")["task"] == "planes"
+
+
+def test_a_notebooks_own_value_goes_before_the_grid_and_a_given_value_before_both():
+    preset = {"grid": {"task": ["planes", "brain_planes"]}, "notebooks": {"02": {"task": "brain_planes"}}}
+    assert [e.parameters["task"] for e in plan(preset, {}, only="02")] == ["brain_planes"]
+    assert [e.parameters["task"] for e in plan(preset, {"task": "planes"}, only="02")] == ["planes"]
+    assert [e.parameters["task"] for e in plan(preset, {}, only="03")] == ["planes", "brain_planes"]
