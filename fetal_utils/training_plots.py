@@ -1,6 +1,5 @@
 """Figures of a training log: loss and score against the epoch."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -8,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fetal_utils.data_plots import require_rows
+from fetal_utils.diagnostics import chance_loss
 from fetal_utils.palette import INK, add_legend, colours_for, finish, whiten
 
 # columns of a pretraining's log and what their axes say
@@ -94,7 +94,7 @@ def plot_simclr_log(log: pd.DataFrame, ax: Axes, *, batch_size: int, column: str
     if batch_size < 2:
         raise ValueError(f"batch_size={batch_size}: NT-Xent needs at least two images in a batch")
     plot_learning_curves(log, ax, columns=[column], ylabel="NT-Xent loss (nats)")
-    chance = math.log(2 * batch_size - 1)
+    chance = chance_loss(batch_size)
     ax.axhline(chance, color=INK, linestyle=":", label=f"chance, ln({2 * batch_size - 1}) = {chance:.2f}")
     add_legend(ax, loc="center right")  # clear of the chance line
     return ax
@@ -131,7 +131,7 @@ def plot_cockpit(logs: Mapping[str, pd.DataFrame], *, batch_size: int) -> Figure
             ax.plot(measured["epoch"], measured[column], marker="o", markersize=3.5, color=colours[name], label=name)
         ax.xaxis.get_major_locator().set_params(integer=True)
         finish(ax, xlabel="epoch", ylabel=label, grid="y")
-    chance = math.log(2 * batch_size - 1)
+    chance = chance_loss(batch_size)
     axes[0, 0].axhline(chance, color=INK, linestyle=":", label=f"chance, ln({2 * batch_size - 1}) = {chance:.2f}")
     axes[0, 1].axhline(1 / (2 * batch_size - 1), color=INK, linestyle=":")
     axes[0, 1].set_ylim(0, 1)

@@ -9,7 +9,6 @@ from torch import nn
 from toy_runs import toy_store
 
 from fetal_utils.epochs import Best, GeneratorState, check_finite, run_epochs
-from fetal_utils.files import replace_file
 from fetal_utils.optimisers import build_optimiser, warmup_cosine
 from fetal_utils.runs import Work
 
@@ -189,22 +188,6 @@ def test_a_generator_goes_on_from_its_state():
 
 
 # --- files written whole ---
-
-
-def test_a_write_that_raises_leaves_the_old_file(tmp_path):
-    path = tmp_path / "table.csv"
-    replace_file(path, lambda beside: beside.write_text("old"))
-
-    def write_half(beside):
-        beside.write_text("ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        replace_file(path, write_half)
-    assert path.read_text() == "old"
-    replace_file(path, lambda beside: beside.write_text("new"))
-    assert path.read_text() == "new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):

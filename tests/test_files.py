@@ -25,3 +25,6 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path):
         replace_file(path, breaks_off)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+    replace_file(path, lambda beside: beside.write_text("new"))
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
