@@ -1,5 +1,6 @@
 """What augmentation changes: families of change, and presets of them with a reason for each row."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -76,15 +77,19 @@ PRESETS: dict[str, tuple[Row, ...]] = {
 def check_preset(preset: str | Sequence[Row]) -> tuple[Row, ...]:
     """The rows of a preset, given by name or as rows of one's own.
 
+    Parameters
+    ----------
+    preset : str or sequence of Row
+        A name in `PRESETS`, which may be changed in one family: ``"ultrasound without blur"`` or
+        ``"ultrasound with crop 0.7"``, a strength.
+
     Raises
     ------
     ValueError
         If the name or a family is unknown, a family comes twice, or a strength or probability is out of
         range.
     """
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; give one of {', '.join(PRESETS)}, or rows of your own")
-    rows = PRESETS[preset] if isinstance(preset, str) else tuple(Row(*row) for row in preset)
+    rows = named_preset(preset) if isinstance(preset, str) else tuple(Row(*row) for row in preset)
     for row in rows:
         if row.family not in FAMILIES:
             raise ValueError(f"unknown family {row.family!r}; there are {', '.join(FAMILIES)}")
@@ -96,6 +101,25 @@ def check_preset(preset: str | Sequence[Row]) -> tuple[Row, ...]:
         if not 0 <= row.probability <= 1:
             raise ValueError(f"probability of {row.family!r} is {row.probability}; give 0 to 1")
     return rows
+
+
+def named_preset(text: str) -> tuple[Row, ...]:
+    """The rows that a text like "ultrasound", "ultrasound without blur" or "ultrasound with crop 0.7" stands for."""
+    known = "|".join(PRESETS)
+    match = re.fullmatch(rf"({known})(?: without (\w+)| with (\w+) (\d*\.?\d+))?", text)
+    if match is None:
+        raise ValueError(
+            f"unknown preset {text!r}; give one of {', '.join(PRESETS)}, changed in one family if wanted: "
+            "'ultrasound without blur', 'ultrasound with crop 0.7'; or rows of your own"
+        )
+    name, removed, changed, strength = match.groups()
+    if removed:
+        return without(PRESETS[name], removed)
+    if changed:
+        others = without(PRESETS[name], changed)
+        (row,) = set(PRESETS[name]) - set(others)
+        return (*others, row._replace(strength=float(strength)))
+    return PRESETS[name]
 
 
 def without(preset: str | Sequence[Row], family: str) -> tuple[Row, ...]:

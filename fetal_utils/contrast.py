@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from fetal_utils.diagnostics import alignment, top1_accuracy, uniformity
 from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import ProjectionHead, n_features
-from fetal_utils.optimisers import descend, train_output
+from fetal_utils.optimisers import check_finite, climb_down, descend, mixed_precision, train_output
 
 STEP_MEASURES = ("loss", "top1_accuracy", "alignment", "uniformity")
 
@@ -34,7 +38,15 @@ class SimCLR(nn.Module):
 
 
 def contrast_step(
-    model: SimCLR, optimiser: torch.optim.Optimizer, view_a: Tensor, view_b: Tensor, *, temperature: float
+    model: SimCLR,
+    optimiser: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    view_a: Tensor,
+    view_b: Tensor,
+    *,
+    temperature: float,
+    not_negatives: Tensor | None = None,
+    chunk_size: int = 0,
 ) -> Tensor:
     """One optimiser step on a batch's two views.
 
@@ -42,16 +54,88 @@ def contrast_step(
     ----------
     model : SimCLR
     optimiser : Optimizer
+    schedule : LRScheduler
+        Stepped too.
     view_a, view_b : Tensor, shape (n_images, 1, image_size, image_size)
     temperature : float
+    not_negatives : Tensor of bool, shape (n_images, n_images), optional
+        See `nt_xent_loss`.
+    chunk_size : int
+        Views that the encoder takes at a time; 0: all at once. In pieces the memory is that of one piece
+        while every view still meets all the others as negatives, which accumulated gradients would not
+        give. The price is a second forward pass; and an encoder's BatchNorm sees a piece, not the batch.
 
     Returns
     -------
     Tensor, shape (4,)
         As `STEP_MEASURES` names them, detached.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite; the weights are then those of the step before.
+
+    References
+    ----------
+    Gao et al. 2021, arXiv:2101.06983, section 3, for the pieces.
     """
-    z_a, z_b = train_output(model, torch.cat([view_a, view_b])).chunk(2)  # one batch: shared batch statistics
-    loss = nt_xent_loss(z_a, z_b, temperature=temperature)
-    descend(model, optimiser, loss)
+    views = torch.cat([view_a, view_b])  # one batch: shared batch statistics
+    options = {"temperature": temperature, "not_negatives": not_negatives}
+    if 0 < chunk_size < len(views):
+        loss, z = backward_in_pieces(model, optimiser, schedule, views.split(chunk_size), **options)
+        climb_down(model, optimiser, schedule)
+    else:
+        z = train_output(model, views)
+        loss = nt_xent_loss(*z.chunk(2), **options)
+        descend(model, optimiser, schedule, loss)
     with torch.no_grad():
-        return torch.stack([loss, top1_accuracy(z_a, z_b), alignment(z_a, z_b), uniformity(torch.cat([z_a, z_b]))])
+        z_a, z_b = z.chunk(2)
+        return torch.stack([loss, top1_accuracy(z_a, z_b), alignment(z_a, z_b), uniformity(z)])
+
+
+def backward_in_pieces(
+    model: SimCLR, optimiser: torch.optim.Optimizer, schedule: LRScheduler, pieces: tuple[Tensor, ...], **options
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the loss of all pieces together, the encoder holding one piece's activations at a time.
+
+    Parameters
+    ----------
+    model, optimiser, schedule
+        As for `contrast_step`; no step is taken.
+    pieces : tuple of Tensor, each of shape (n_views, 1, image_size, image_size)
+        All first views, then all second ones.
+    **options
+        Of `nt_xent_loss`.
+
+    Returns
+    -------
+    loss : Tensor, shape ()
+    projections : Tensor, shape (n_views in all, projection_dim)
+        Both detached.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    with torch.no_grad(), frozen_statistics(model.encoder):
+        features = torch.cat([train_output(model.encoder, piece) for piece in pieces])
+    features.requires_grad_()
+    with mixed_precision(features.device):
+        z = model.projection_head.train()(features)
+    loss = nt_xent_loss(*z.chunk(2), **options)
+    check_finite(loss, schedule)
+    loss.backward()
+    gradients = features.grad.split([len(piece) for piece in pieces])
+    for piece, gradient in zip(pieces, gradients, strict=True):
+        train_output(model.encoder, piece).backward(gradient)
+    return loss.detach(), z.detach()
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorm works on its batch as in training, but its running statistics stay as they are."""
+    tracking = [layer for layer in module.modules() if getattr(layer, "track_running_stats", False)]
+    for layer in tracking:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in tracking:
+            layer.track_running_stats = True

@@ -77,6 +77,11 @@ class Dataset:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def patients(self) -> np.ndarray:
+        """Patient of every row, shape (n_rows,)."""
+        return self.metadata["patient"].to_numpy()
+
+    @property
     def is_phantom(self) -> bool:
         """Whether the images are drawn by `fetal_utils.phantom` and not real."""
         return (Path(self.data_dir) / "phantom.json").exists()
@@ -109,16 +114,20 @@ class Dataset:
 
     def images(self, image_size: int, *, geometry: str | None = None, progress: bool = True) -> np.memmap:
         """All images, decoded once: uint8, shape (n_rows, image_size, image_size)."""
-        image_format = ImageFormat(image_size, geometry or self.geometry, self.blank_text)
-        if image_format.geometry == "text_corner":
-            image_format = replace(image_format, blank_text=False)  # the corner is asked about as it was
         return open_images(
             self.data_dir,
             self.metadata["image_name"],
-            image_format,
+            self.image_format(image_size, geometry=geometry),
             cache_dir=self.cache_dir,
             progress=progress,
         )
+
+    def image_format(self, image_size: int, *, geometry: str | None = None) -> ImageFormat:
+        """How an image becomes a square here."""
+        image_format = ImageFormat(image_size, geometry or self.geometry, self.blank_text)
+        if image_format.geometry == "text_corner":
+            return replace(image_format, blank_text=False)  # the corner is asked about as it was
+        return image_format
 
 
 def open_dataset(

@@ -99,29 +99,27 @@ def run_epochs(
     Raises
     ------
     FloatingPointError
-        If a value of a row that is named a loss is not finite; the last checkpoint stays.
+        By ``train_epoch``, if the training diverged; the last checkpoint stays.
+    KeyboardInterrupt
+        If interrupted, with how to go on.
     """
     rows = load_checkpoint(work, parts)
     with progress_bar(
         total=n_epochs, initial=len(rows), desc=desc, unit="epoch", show=work.store.progress, leave=False
     ) as bar:
-        for epoch in range(len(rows), n_epochs):
-            row = train_epoch(epoch)
-            check_finite(row, epoch)
-            rows.append({"epoch": epoch + 1, "seconds": round(work.elapsed_s, 3), **row})
-            save_checkpoint(work, parts, rows)
-            bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()})
-            bar.update()
+        try:
+            for epoch in range(len(rows), n_epochs):
+                row = train_epoch(epoch)
+                rows.append({"epoch": epoch + 1, "seconds": round(work.elapsed_s, 3), **row})
+                save_checkpoint(work, parts, rows)
+                work.watch(pd.DataFrame(rows))
+                bar.set_postfix({name: f"{value:.3f}" for name, value in row.items() if "loss" in name})
+                bar.update()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{desc} was interrupted; {len(rows)} of {n_epochs} epochs are kept. Run the same again to go on"
+            ) from None
     return write_log(work, rows)
-
-
-def check_finite(row: dict, epoch: int) -> None:
-    """Raise a FloatingPointError if a loss of the row is NaN or infinite."""
-    for name, value in row.items():
-        if "loss" in name and not math.isfinite(value):
-            raise FloatingPointError(
-                f"{name} is {value} in epoch {epoch + 1}: the training diverged; try a lower lr or a longer warm-up"
-            )
 
 
 def load_checkpoint(work: Work, parts: Mapping[str, Stateful]) -> list[dict]:

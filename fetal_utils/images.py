@@ -68,26 +68,15 @@ def open_images(
     n_threads: int | None = None,
     progress: bool = True,
 ) -> np.memmap:
-    """The images as one array on disk, built on first use.
-
-    The array carries a key of what made it: the names and file sizes, the format and this
-    module's `FORMAT_VERSION`. It is built beside its place and renamed, under a lock, so a
-    half-written array is never seen and several processes build it once. An array that is
-    short, foreign or of another key is rebuilt with a message. Memory in use does not grow
-    with the number of images.
+    """The images of a data folder as one array on disk, see `open_image_files`.
 
     Parameters
     ----------
     data_dir : path
         Folder that holds ``Images/<image_name>.png``.
     image_names : sequence of str, length n_images
-    image_format : ImageFormat
-    cache_dir : path
-        Folder for the arrays, one for each key.
-    n_threads : int, optional
-        Decoding threads; by default one per core.
-    progress : bool
-        Show a bar while building.
+    image_format, cache_dir, n_threads, progress
+        As for `open_image_files`.
 
     Returns
     -------
@@ -102,6 +91,46 @@ def open_images(
         If an image can't be decoded; the file is named.
     """
     paths = image_paths(data_dir, image_names)
+    return open_image_files(paths, image_format, cache_dir=cache_dir, n_threads=n_threads, progress=progress)
+
+
+def open_image_files(
+    paths: Sequence[Path],
+    image_format: ImageFormat,
+    *,
+    cache_dir: str | Path,
+    n_threads: int | None = None,
+    progress: bool = True,
+) -> np.memmap:
+    """Image files as one array on disk, built on first use.
+
+    The array carries a key of what made it: the names and file sizes, the format and this
+    module's `FORMAT_VERSION`. It is built beside its place and renamed, under a lock, so a
+    half-written array is never seen and several processes build it once. An array that is
+    short, foreign or of another key is rebuilt with a message. Memory in use does not grow
+    with the number of images.
+
+    Parameters
+    ----------
+    paths : sequence of Path, length n_images
+    image_format : ImageFormat
+    cache_dir : path
+        Folder for the arrays, one for each key.
+    n_threads : int, optional
+        Decoding threads; by default one per core.
+    progress : bool
+        Show a bar while building.
+
+    Returns
+    -------
+    memmap of uint8, shape (n_images, image_size, image_size)
+        Read-only, in the order of ``paths``.
+
+    Raises
+    ------
+    ValueError
+        If an image can't be decoded; the file is named.
+    """
     key = {"version": FORMAT_VERSION, "files": files_hash(paths), **asdict(image_format)}
     folder = Path(cache_dir) / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)

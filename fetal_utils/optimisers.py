@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
+from timm.optim import Lars
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 MAX_GRADIENT_NORM = 1.0
+MOMENTUM = 0.9  # of SGD and LARS
+OPTIMISERS = ("adamw", "sgd", "lars")
+
+
+def check_optimiser(name: str) -> None:
+    """Raise a ValueError for an optimiser that is not known."""
+    if name not in OPTIMISERS:
+        raise ValueError(f"optimiser={name!r} is unknown; known are {OPTIMISERS}")
 
 
 def check_optimisation(*, lr: float, weight_decay: float, warmup_fraction: float) -> None:
@@ -41,9 +50,35 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict]:
     ]
 
 
-def build_optimiser(module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(module, weight_decay=weight_decay), lr=lr)
+def build_optimiser(module: nn.Module, *, lr: float, weight_decay: float, name: str = "adamw") -> torch.optim.Optimizer:
+    """An optimiser over `parameter_groups`.
+
+    Parameters
+    ----------
+    module : Module
+    lr, weight_decay : float
+        Rates differ between optimisers: 5e-4 suits AdamW, 0.05 SGD, and 1 LARS, all for a batch of 128.
+    name : str
+        One of `OPTIMISERS`. LARS adapts the rate of the weights that decay, and no others.
+
+    Returns
+    -------
+    Optimizer
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+
+    References
+    ----------
+    You et al. 2017, arXiv:1708.03888, for LARS.
+    """
+    check_optimiser(name)
+    groups = parameter_groups(module, weight_decay=weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    return (Lars if name == "lars" else torch.optim.SGD)(groups, lr=lr, momentum=MOMENTUM)
 
 
 def warmup_cosine(optimiser: torch.optim.Optimizer, *, n_steps: int, n_warmup: int) -> LambdaLR:
@@ -93,23 +128,49 @@ def train_output(module: nn.Module, images: Tensor) -> Tensor:
     -------
     Tensor, shape (n_images, n_outputs)
     """
-    device = images.device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu"):
+    with mixed_precision(images.device):
         return module.train()(images.contiguous(memory_format=torch.channels_last))
 
 
-def descend(module: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One optimiser step down a loss, the gradient's norm clipped to `MAX_GRADIENT_NORM`.
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """A context that computes in bfloat16 on an accelerator, and changes nothing on a CPU."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu")
+
+
+def descend(module: nn.Module, optimiser: torch.optim.Optimizer, schedule: LRScheduler, loss: Tensor) -> None:
+    """One optimiser step down a loss, and one of the schedule.
 
     Parameters
     ----------
     module : Module
         Whose parameters the optimiser holds.
     optimiser : Optimizer
+    schedule : LRScheduler
     loss : Tensor, shape ()
         Of an output of the module.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite; the weights stay as they are.
     """
+    check_finite(loss, schedule)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
+    climb_down(module, optimiser, schedule)
+
+
+def climb_down(module: nn.Module, optimiser: torch.optim.Optimizer, schedule: LRScheduler) -> None:
+    """One step of optimiser and schedule along gradients that are there, their norm clipped to `MAX_GRADIENT_NORM`."""
     nn.utils.clip_grad_norm_(module.parameters(), max_norm=MAX_GRADIENT_NORM)
     optimiser.step()
+    schedule.step()
+
+
+def check_finite(loss: Tensor, schedule: LRScheduler) -> None:
+    """Raise a FloatingPointError that names the step if a loss is NaN or infinite."""
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(
+            f"the loss is {loss.item()} at step {schedule.last_epoch + 1}: the training diverged; try a lower lr or a "
+            "longer warm-up. The checkpoint of the last whole epoch stays"
+        )

@@ -6,9 +6,10 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from functools import partial as partial_function
 from pathlib import Path
 
 import pandas as pd
@@ -19,10 +20,13 @@ from tqdm.auto import tqdm
 from fetal_utils.cluster import compute_on_cluster
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import commit, peak_memory_mib, pick_device, progress_bar, versions
+from fetal_utils.memory import keep_freed_memory
 from fetal_utils.settings import Settings
 
 # Raised when the code gives other numbers for the same settings: older results are then not reused.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
+
+Watch = Callable[[Settings, pd.DataFrame], object]
 
 
 @dataclass
@@ -41,6 +45,8 @@ class Work:
         What the computation counted (images, patients, optimiser steps, views); goes into the record.
     earlier_s : float
         Seconds spent by earlier, interrupted attempts; set by whoever reads the checkpoint.
+    watch : callable
+        Called with the log so far after each epoch.
     """
 
     folder: Path
@@ -49,6 +55,7 @@ class Work:
     device: torch.device
     facts: dict = field(default_factory=dict)
     earlier_s: float = 0.0
+    watch: Callable[[pd.DataFrame], object] = field(default=lambda log: None)
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -110,6 +117,7 @@ class RunStore:
         self.dataset = dataset
         self.requested_device = device  # a worker of a cluster picks its own
         self.device = pick_device(device)
+        keep_freed_memory()
         self.progress = progress
 
     def identity(self, settings: Settings) -> dict:
@@ -129,7 +137,7 @@ class RunStore:
         """Whether a run is finished."""
         return (self.folder(settings) / "record.json").exists()
 
-    def get(self, wanted: Sequence[Settings], *, scheduler: str = "") -> list[Run]:
+    def get(self, wanted: Sequence[Settings], *, scheduler: str = "", watch: Watch | None = None) -> list[Run]:
         """The wanted runs, computing those that are missing and all they start from.
 
         Parameters
@@ -137,6 +145,8 @@ class RunStore:
         wanted : sequence of Settings
         scheduler : str
             Address of a Dask scheduler whose workers compute; empty computes here.
+        watch : callable, optional
+            Called with a run's settings and its log so far after each of its epochs, while computing here.
 
         Returns
         -------
@@ -160,7 +170,7 @@ class RunStore:
             if scheduler and missing:
                 failures = compute_on_cluster(self, missing, scheduler=scheduler, on_done=lambda _: bar.update())
             else:
-                failures = self.compute_here(missing, bar)
+                failures = self.compute_here(missing, bar, watch)
         if failures:
             lines = [f"  {self.name(settings)}: {reason}" for settings, reason in failures.items()]
             raise RunsFailedError(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(lines))
@@ -170,12 +180,12 @@ class RunStore:
         """A run's kind and the name of its folder."""
         return f"{settings.kind} {self.folder(settings).name}"
 
-    def compute_here(self, missing: Sequence[Settings], bar: tqdm) -> dict[Settings, str]:
+    def compute_here(self, missing: Sequence[Settings], bar: tqdm, watch: Watch | None = None) -> dict[Settings, str]:
         """Compute runs one after another; why runs failed, in one line each."""
         failures: dict[Settings, str] = {}
         for settings in missing:
             bar.set_postfix_str(settings.kind)
-            if reason := self.failed_start(settings, failures) or self.compute(settings):
+            if reason := self.failed_start(settings, failures) or self.compute(settings, watch):
                 failures[settings] = reason
             bar.update()
         return failures
@@ -196,7 +206,7 @@ class RunStore:
         broken = [start for start in settings.starts_from() if start in failures]
         return f"starts from {self.name(broken[0])}, which failed" if broken else ""
 
-    def compute(self, settings: Settings) -> str:
+    def compute(self, settings: Settings, watch: Watch | None = None) -> str:
         """Compute one run whose starting runs exist; the reason in one line if it fails, else empty."""
         folder = self.folder(settings)
         partial = folder.with_suffix(".partial")
@@ -206,6 +216,8 @@ class RunStore:
                 return ""
             partial.mkdir(exist_ok=True)
             work = Work(folder=partial, dataset=self.dataset, store=self, device=self.device)
+            if watch:
+                work.watch = partial_function(watch, settings)
             try:
                 settings.compute(work)
                 self.finish(settings, work, folder)

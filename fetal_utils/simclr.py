@@ -10,28 +10,23 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fetal_utils.augmentations import check_preset
-from fetal_utils.batches import draw_batches
 from fetal_utils.command_line import UsageError, add_parameters, check_type, parse_value
-from fetal_utils.contrast import STEP_MEASURES, SimCLR, contrast_step
 from fetal_utils.dataset import Dataset, open_dataset
-from fetal_utils.diagnostics import effective_rank, feature_spread, knn_macro_f1
-from fetal_utils.encoders import InitialWeights, extract_features, initial_weights
-from fetal_utils.environment import torch_generator
-from fetal_utils.epochs import GeneratorState, Stateful, run_epochs
+from fetal_utils.encoders import InitialWeights, initial_weights
+from fetal_utils.epochs import run_epochs
 from fetal_utils.images import ImageFormat
-from fetal_utils.models import OFFLINE_BACKBONE, build_encoder, normalisation
-from fetal_utils.optimisers import build_optimiser, check_optimisation, warmup_cosine
+from fetal_utils.models import OFFLINE_BACKBONE, build_encoder
+from fetal_utils.optimisers import check_optimisation, check_optimiser
+from fetal_utils.pretraining import Pretraining
 from fetal_utils.runs import RunsFailedError, RunStore, Work
 from fetal_utils.settings import Settings
-from fetal_utils.transforms import Augment, two_views
+from fetal_utils.unlabelled import UnlabelledImages, open_unlabelled
 from fetal_utils.weights import save_weights
 
 ALL_PLANES = "all"
-LOOK_EVERY = 4  # epochs between looks at the held-out patients; a look costs a sixth of an epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +44,22 @@ class Pretrain(Settings):
     n_epochs, batch_size : int
         Passes over the pool; images per batch, each as two views.
     lr, weight_decay : float
-        Of AdamW; the rate is reached after ``warmup_fraction`` of the steps, then falls as a cosine.
+        Of the optimiser; the rate is reached after ``warmup_fraction`` of the steps, then falls as a cosine.
     warmup_fraction : float
+    optimiser : str
+        "adamw", "sgd" or "lars"; each wants its own ``lr``, see `build_optimiser`.
     temperature : float
         Of NT-Xent.
     projection_dim : int
         Width of the projections z.
     augmentation : str
-        A preset of `fetal_utils.transforms`.
+        A preset of `fetal_utils.augmentations`, see `check_preset`.
+    same_patient_negatives : bool
+        Whether other images of a patient count as negatives, as in the paper; else they are masked.
+    chunk_size : int
+        Views that the encoder takes at a time, for batches that memory can't hold; 0: all, see `contrast_step`.
+    extra_images : UnlabelledImages, optional
+        A folder of further images to learn from.
     seed : int
         Decides order, views and the projection head's first weights.
 
@@ -75,9 +78,13 @@ class Pretrain(Settings):
     lr: float = 5e-4
     weight_decay: float = 1e-4
     warmup_fraction: float = 0.1
+    optimiser: str = "adamw"
     temperature: float = 0.1
     projection_dim: int = 128
     augmentation: str = "ultrasound"
+    same_patient_negatives: bool = True
+    chunk_size: int = 0
+    extra_images: UnlabelledImages | None = None
     seed: int = 0
 
     @property
@@ -96,6 +103,7 @@ class Pretrain(Settings):
         self.start.check(dataset)
         ImageFormat(self.image_size)
         check_preset(self.augmentation)
+        check_optimiser(self.optimiser)
         check_optimisation(lr=self.lr, weight_decay=self.weight_decay, warmup_fraction=self.warmup_fraction)
         whole_numbers_fit = self.n_epochs >= 1 and self.batch_size >= 2 and self.projection_dim >= 1 and self.seed >= 0
         if not (whole_numbers_fit and self.temperature > 0):
@@ -104,6 +112,10 @@ class Pretrain(Settings):
                 f"projection_dim={self.projection_dim}, seed={self.seed}: expected at least 1 epoch, 2 images, "
                 "1 dimension, a temperature above 0, and a seed of 0 or more"
             )
+        if self.chunk_size < 0 or self.chunk_size == 1:
+            raise ValueError(f"chunk_size={self.chunk_size}: expected 2 views or more, or 0 for the whole batch")
+        if self.extra_images:
+            self.extra_images.check()
         if len(self.pool_rows(dataset)) < 2:
             raise ValueError(f"pool={self.pool!r} has fewer than two training images to contrast")
 
@@ -120,91 +132,6 @@ class Pretrain(Settings):
         work.facts |= pretraining.facts()
 
 
-class Pretraining:
-    """A pretraining under way: the images it learns from and all that its steps change.
-
-    Parameters
-    ----------
-    settings : Pretrain
-    work : Work
-    """
-
-    def __init__(self, settings: Pretrain, work: Work) -> None:
-        self.settings, self.device = settings, work.device
-        self.rows = rows = settings.pool_rows(work.dataset)
-        self.held_out = work.dataset.rows("val")
-        # plane and brain plane together: labels that only the log's nearest neighbours ever see
-        self.strata = (work.dataset.metadata["plane"] + "/" + work.dataset.metadata["brain_plane"]).to_numpy(str)
-        self.images = work.dataset.images(settings.image_size, progress=work.store.progress)
-        self.pool = torch.from_numpy(self.images[rows])  # (n_images, image_size, image_size), a copy in memory
-        self.n_patients = int(work.dataset.metadata["patient"].iloc[rows].nunique())
-        self.batch_size = min(settings.batch_size, len(rows))
-        self.n_batches = len(rows) // self.batch_size  # of an epoch
-        self.n_steps = settings.n_epochs * self.n_batches
-        encoder = settings.start.encoder(work.store)
-        self.model = SimCLR(encoder, projection_dim=settings.projection_dim, seed=settings.seed)
-        self.model.to(work.device, memory_format=torch.channels_last)
-        self.optimiser = build_optimiser(self.model, lr=settings.lr, weight_decay=settings.weight_decay)
-        n_warmup = int(settings.warmup_fraction * self.n_steps)
-        self.schedule = warmup_cosine(self.optimiser, n_steps=self.n_steps, n_warmup=n_warmup)
-        mean, std = normalisation(encoder)
-        self.augment = Augment(settings.augmentation, image_size=settings.image_size, mean=mean, std=std)
-        self.order, self.views = torch_generator(settings.seed, 0), torch_generator(settings.seed, 1)
-
-    @property
-    def parts(self) -> dict[str, Stateful]:
-        """All that a checkpoint must hold."""
-        return {
-            "model": self.model,
-            "optimiser": self.optimiser,
-            "schedule": self.schedule,
-            "order": GeneratorState(self.order),
-            "views": GeneratorState(self.views),
-        }
-
-    def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the pool; its log row."""
-        batches = draw_batches(
-            len(self.pool), n_batches=self.n_batches, batch_size=self.batch_size, generator=self.order
-        )
-        means = torch.stack([self.train_batch(batch) for batch in batches]).mean(0).tolist()
-        look = (epoch + 1) % LOOK_EVERY == 0 or epoch + 1 == self.settings.n_epochs
-        return dict(zip(STEP_MEASURES, means, strict=True)) | (self.look() if look else {})
-
-    def look(self) -> dict[str, float]:
-        """How the features h do on the validation patients, who are not in the pool; no weight is changed."""
-        pool, held_out = (self.encode(rows) for rows in (self.rows, self.held_out))
-        return {
-            "feature_spread": feature_spread(torch.from_numpy(held_out)).item(),
-            "effective_rank": effective_rank(torch.from_numpy(held_out)).item(),
-            "knn_macro_f1": knn_macro_f1(pool, self.strata[self.rows], held_out, self.strata[self.held_out]),
-        }
-
-    def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Features h of the data set's images at these positions, shape (n_images, n_features)."""
-        return extract_features(
-            self.model.encoder, self.images[rows], image_size=self.settings.image_size, device=self.device
-        )
-
-    def train_batch(self, batch: Tensor) -> Tensor:
-        """One optimiser step on the pool's images at these positions; see `contrast_step`."""
-        images = self.pool[batch].to(self.device, non_blocking=True)
-        view_a, view_b = two_views(images, self.augment, self.views)
-        measured = contrast_step(self.model, self.optimiser, view_a, view_b, temperature=self.settings.temperature)
-        self.schedule.step()
-        return measured
-
-    def facts(self) -> dict:
-        """Counts for the run's record."""
-        return {
-            "n_images": len(self.pool),
-            "n_patients": self.n_patients,
-            "batch_size": self.batch_size,
-            "optimiser_steps": self.n_steps,
-            "views_seen": 2 * self.n_steps * self.batch_size,
-        }
-
-
 def settings_from(given: Mapping[str, object]) -> Pretrain:
     """A pretraining's settings from values by name; what is not given has its default.
 
@@ -215,16 +142,19 @@ def settings_from(given: Mapping[str, object]) -> Pretrain:
     """
     start = {"backbone": OFFLINE_BACKBONE, "init": "imagenet"}
     defaults = start | {entry.name: entry.default for entry in fields(Pretrain) if entry.name != "start"}
+    defaults["extra_images"] = ""  # a folder
     if unknown := sorted(set(given) - set(defaults)):
         raise UsageError(f"-p: {unknown} are no settings of a pretraining; known are {sorted(defaults)}")
     values = {name: check_type(name, value, defaults[name]) for name, value in given.items()}
+    if "extra_images" in values:
+        values["extra_images"] = open_unlabelled(Path(values["extra_images"]).resolve())
     start |= {name: values.pop(name) for name in start if name in values}
     return Pretrain(start=initial_weights(**start, seed=values.get("seed", 0)), **values)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """One pretraining from the command line; prints the run's folder last. 0 if it is there, 1 if it failed, 2 if
-    it can't be run."""
+    it can't be run, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m fetal_utils.simclr", description=__doc__)
     parser.add_argument("--data-dir", default="", help="folder with Images/ and the CSV; default: the phantom")
     parser.add_argument("--results-dir", default="results/demo", help="the run lies in its runs/simclr")
@@ -247,6 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RunsFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as interruption:
+        print(f"\n{interruption or 'interrupted'}", file=sys.stderr)
+        return 130
     print(run.folder)
     return 0
 

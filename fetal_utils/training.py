@@ -171,8 +171,7 @@ class FineTuning:
         labels = self.labels[self.data.train[batch]].to(self.device)
         logits = train_output(self.model, images).float()
         loss = nn.functional.cross_entropy(logits, labels, weight=self.class_weights)
-        descend(self.model, self.optimiser, loss)
-        self.schedule.step()
+        descend(self.model, self.optimiser, self.schedule, loss)
         return loss.detach()
 
     def validate(self, epoch: int) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """The phantom as a folder in the layout of FETAL_PLANES_DB: one image per row, the table, masks, and what made it."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from fetal_utils.data import CSV_NAME, IMAGE_DIR
+from fetal_utils.memory import keep_freed_memory
 from fetal_utils.phantom.drawing import check_settings, draw_row
 from fetal_utils.phantom.metadata import draw_metadata
 from fetal_utils.phantom.table import check_metadata, read_raw_csv, write_raw_csv
@@ -192,10 +192,5 @@ def _draw_all(folder: Path, rows: pd.DataFrame, *, seed: int, image_height: int,
 
 
 def _prepare_worker() -> None:
-    """One thread for each process, and freed arrays kept: giving each back to the system costs a tenth of the time."""
     threadpool_limits(1)
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_trim_threshold, 512 * 2**20)
-        libc.mallopt(m_mmap_threshold, 256 * 2**20)
+    keep_freed_memory()
