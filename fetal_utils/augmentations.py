@@ -122,6 +122,22 @@ def named_preset(text: str) -> tuple[Row, ...]:
     return PRESETS[name]
 
 
+def scaled(preset: str | Sequence[Row], factor: float) -> tuple[Row, ...]:
+    """A preset with every strength multiplied, none beyond its family's largest; probabilities stay.
+
+    Raises
+    ------
+    ValueError
+        If the factor is negative.
+    """
+    if factor < 0:
+        raise ValueError(f"factor={factor}: expected 0 or more")
+    return tuple(
+        row._replace(strength=min(row.strength * factor, FAMILIES[row.family].max_strength))
+        for row in check_preset(preset)
+    )
+
+
 def without(preset: str | Sequence[Row], family: str) -> tuple[Row, ...]:
     """A preset with one family left out; the views stay as they were in all other families.
 

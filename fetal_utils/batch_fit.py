@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fetal_utils.contrast import frozen_statistics
+from fetal_utils.memory import return_freed_memory
 from fetal_utils.optimisers import train_output
 
 SAFETY = 1.25  # memory in use at the peak over what is counted here: workspaces, fragments
@@ -73,4 +74,5 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that a computation on the device may still take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    return_freed_memory()  # what this process keeps for itself is free too
     return psutil.virtual_memory().available

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -82,7 +83,7 @@ def contrast_step(
     views = torch.cat([view_a, view_b])  # one batch: shared batch statistics
     options = {"temperature": temperature, "not_negatives": not_negatives}
     if 0 < chunk_size < len(views):
-        loss, z = backward_in_pieces(model, optimiser, schedule, views.split(chunk_size), **options)
+        loss, z = backward_in_pieces(model, optimiser, schedule, even_pieces(views, chunk_size), **options)
         climb_down(model, optimiser, schedule)
     else:
         z = train_output(model, views)
@@ -126,6 +127,12 @@ def backward_in_pieces(
     for piece, gradient in zip(pieces, gradients, strict=True):
         train_output(model.encoder, piece).backward(gradient)
     return loss.detach(), z.detach()
+
+
+def even_pieces(views: Tensor, chunk_size: int) -> tuple[Tensor, ...]:
+    """The views, two for each image, in as few pieces of at most ``chunk_size`` as there can be, of lengths that
+    differ by one at most: a single view left over would have no variance for BatchNorm on a map of one pixel."""
+    return views.tensor_split(math.ceil(len(views) / chunk_size))
 
 
 @contextmanager

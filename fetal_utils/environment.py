@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import random
 import resource
@@ -49,6 +50,11 @@ def pick_device(device: str = "auto") -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={device!r} can't be used here ({reason}); 'auto' takes what is there") from None
     return torch.device(device)
+
+
+def somebody_watches() -> bool:
+    """Whether this kernel belongs to an application with a screen: Jupyter's server or VS Code started it."""
+    return "JPY_SESSION_NAME" in os.environ or any(name.startswith("VSCODE_") for name in os.environ)
 
 
 def set_seed(seed: int) -> None:

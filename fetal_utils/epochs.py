@@ -110,8 +110,9 @@ def run_epochs(
         try:
             for epoch in range(len(rows), n_epochs):
                 row = train_epoch(epoch)
-                rows.append({"epoch": epoch + 1, "seconds": round(work.elapsed_s, 3), **row})
-                save_checkpoint(work, parts, rows)
+                row = {"epoch": epoch + 1, "seconds": round(work.elapsed_s, 3), **row}
+                save_checkpoint(work, parts, [*rows, row])
+                rows.append(row)  # kept only now: an interrupt may come while the checkpoint is written
                 work.watch(pd.DataFrame(rows))
                 bar.set_postfix({name: f"{value:.3f}" for name, value in row.items() if "loss" in name})
                 bar.update()

@@ -29,37 +29,59 @@ def check_optimisation(*, lr: float, weight_decay: float, warmup_fraction: float
         )
 
 
-def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict]:
-    """A module's parameters in two groups, weight decay not on biases and normalisation layers.
+def parameter_groups(
+    module: nn.Module, *, weight_decay: float, head: nn.Module | None = None, head_lr_factor: float = 1.0
+) -> list[dict]:
+    """A module's parameters in groups, weight decay not on biases and normalisation layers.
 
     Parameters
     ----------
     module : Module
     weight_decay : float
         For parameters with two or more dimensions; 0 for the others.
+    head : Module, optional
+        A part of ``module`` that learns at ``head_lr_factor`` times the rate of the rest.
+    head_lr_factor : float
 
     Returns
     -------
     list of dict
-        Two parameter groups for a torch optimiser.
+        Parameter groups for a torch optimiser, two of the rest and two of the head, if there is one. Each has
+        its ``lr_factor``.
     """
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    of_head = set(head.parameters()) if head else set()
+    groups = []
+    for factor, in_head in ((1.0, False), (head_lr_factor, True))[: 2 if head else 1]:
+        own = [p for p in module.parameters() if p.requires_grad and (p in of_head) == in_head]
+        groups += [
+            {"params": [p for p in own if p.ndim > 1], "weight_decay": weight_decay, "lr_factor": factor},
+            {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0, "lr_factor": factor},
+        ]
+    return groups
 
 
-def build_optimiser(module: nn.Module, *, lr: float, weight_decay: float, name: str = "adamw") -> torch.optim.Optimizer:
+def build_optimiser(
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    name: str = "adamw",
+    head: nn.Module | None = None,
+    head_lr_factor: float = 1.0,
+) -> torch.optim.Optimizer:
     """An optimiser over `parameter_groups`.
 
     Parameters
     ----------
     module : Module
     lr, weight_decay : float
-        Rates differ between optimisers: 5e-4 suits AdamW, 0.05 SGD, and 1 LARS, all for a batch of 128.
+        Rates differ between optimisers: for SimCLR in batches of 128, 4e-3 suits AdamW, and 1 LARS.
     name : str
         One of `OPTIMISERS`. LARS adapts the rate of the weights that decay, and no others.
+    head : Module, optional
+        A part of ``module`` whose rate is ``head_lr_factor * lr``: a new layer on an encoder that has learned
+        may want a higher one.
+    head_lr_factor : float
 
     Returns
     -------
@@ -72,10 +94,12 @@ def build_optimiser(module: nn.Module, *, lr: float, weight_decay: float, name: 
 
     References
     ----------
-    You et al. 2017, arXiv:1708.03888, for LARS.
+    You et al. 2017, arXiv:1708.03888, for LARS; Howard and Ruder 2018, arXiv:1801.06146, section 3.2, for
+    rates that differ between layers.
     """
     check_optimiser(name)
-    groups = parameter_groups(module, weight_decay=weight_decay)
+    groups = parameter_groups(module, weight_decay=weight_decay, head=head, head_lr_factor=head_lr_factor)
+    groups = [group | {"lr": lr * group["lr_factor"]} for group in groups]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     return (Lars if name == "lars" else torch.optim.SGD)(groups, lr=lr, momentum=MOMENTUM)

@@ -4,6 +4,7 @@ The colours stay apart in normal vision and in simulated protanopia, deuteranopi
 2009, IEEE Trans Vis Comput Graph 15:1291), which the tests hold. Strategies also differ by marker and line.
 """
 
+import io
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -132,6 +133,20 @@ def finish(ax: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "", gri
         ax.grid(axis=grid, color="#DDDDDD", linewidth=0.8)
         ax.set_axisbelow(True)
     return ax
+
+
+class LooseFigure(Figure):
+    """A figure that pyplot does not know and that a cell shows all the same, whether or not pyplot has drawn before."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def png(figure: Figure, *, dpi: int = 100) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
 
 
 def add_legend(ax: Axes, *, title: str = "", **kwargs) -> None:

@@ -11,6 +11,7 @@ import timm
 from fetal_utils.augmentations import check_preset
 from fetal_utils.environment import pick_device
 from fetal_utils.images import ImageFormat
+from fetal_utils.optimisers import check_optimiser
 from fetal_utils.strategies import STRATEGIES
 
 
@@ -42,6 +43,11 @@ RULES = (
         lambda x: is_whole(x) and x >= 2,
         "a whole number of images, 2 or more",
     ),
+    Rule(
+        ("chunk_size",),
+        lambda x: is_whole(x) and (x == 0 or x >= 2),
+        "a number of views, 2 or more, or 0 for the whole batch",
+    ),
     Rule(("lr", "pretraining_lr", "temperature"), lambda x: x > 0, "more than 0"),
     Rule(
         ("phantom_patients",),
@@ -57,6 +63,7 @@ CHECKS: dict[str, Callable[[object], object]] = {
     "image_size": lambda value: ImageFormat(value),
     "geometry": lambda value: ImageFormat(64, value),
     "augmentation": check_preset,
+    "optimiser": check_optimiser,
     "device": pick_device,
 }
 

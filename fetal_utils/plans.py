@@ -25,6 +25,9 @@ PRESET_DIR = NOTEBOOK_DIR / "presets"
 PRESET_KEYS = {"description", "parameters", "grid", "notebooks"}
 
 
+BESIDE = "9"  # notebooks whose number starts so stand beside the study and run only when named
+
+
 @dataclass(frozen=True)
 class Execution:
     """One notebook with the parameters it is run with.
@@ -50,18 +53,23 @@ class Execution:
 
 
 def list_notebooks(only: str | None = None) -> list[str]:
-    """The numbered notebooks in order, or those whose name starts with ``only``.
+    """The study's notebooks in order, or of all those whose name starts with ``only``.
 
     Raises
     ------
     UsageError
         If none does.
     """
-    names = sorted(path.stem for path in NOTEBOOK_DIR.glob("[0-9][0-9]_*.ipynb"))
-    chosen = [name for name in names if name.startswith(only or "")]
+    names = all_notebooks()
+    chosen = [name for name in names if (name.startswith(only) if only else not name.startswith(BESIDE))]
     if not chosen:
         raise UsageError(f"--only {only}: no such notebook; there are {', '.join(names)}")
     return chosen
+
+
+def all_notebooks() -> list[str]:
+    """The numbered notebooks in order, those beside the study included."""
+    return sorted(path.stem for path in NOTEBOOK_DIR.glob("[0-9][0-9]_*.ipynb"))
 
 
 def notebook_path(name: str) -> Path:
@@ -126,8 +134,7 @@ def plan(preset: Mapping, given: Mapping[str, object], *, only: str | None = Non
     UsageError
         If a name is no parameter of any notebook, a notebook is unknown, or a value has another type.
     """
-    notebooks = list_notebooks()
-    defaults = {notebook: read_parameters(notebook) for notebook in notebooks}
+    defaults = {notebook: read_parameters(notebook) for notebook in all_notebooks()}
     known = set().union(*defaults.values())
     common = {**preset.get("parameters", {}), **given}
     grid = {name: values for name, values in preset.get("grid", {}).items() if name not in given}
@@ -169,8 +176,14 @@ def check_inputs(executions: list[Execution]) -> None:
 def variants(
     defaults: Mapping, common: Mapping, own: Mapping, grid: Mapping[str, list], given: Mapping
 ) -> Iterator[tuple[dict, str]]:
-    """Each combination of the grid's values that a notebook knows, with all its other values."""
+    """Each combination of the grid's values that a notebook knows, with all its other values.
+
+    Backbones have a results folder each, inside the one given.
+    """
     fixed = {name: value for name, value in {**common, **own, **given}.items() if name in defaults}
     axes = {name: values for name, values in grid.items() if name in defaults and name not in own}
     for point in itertools.product(*axes.values()):
-        yield {**fixed, **dict(zip(axes, point, strict=True))}, ".".join(map(str, point))
+        values = {**fixed, **dict(zip(axes, point, strict=True))}
+        if "backbone" in axes:  # the tables have no column for it
+            values["results_dir"] = str(Path(values.get("results_dir", defaults["results_dir"])) / values["backbone"])
+        yield values, ".".join(map(str, point))

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from fetal_utils.cluster import compute_on_cluster
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import commit, peak_memory_mib, pick_device, progress_bar, versions
-from fetal_utils.memory import keep_freed_memory
+from fetal_utils.memory import keep_freed_memory, return_freed_memory
 from fetal_utils.settings import Settings
 
 # Raised when the code gives other numbers for the same settings: older results are then not reused.
@@ -224,6 +224,8 @@ class RunStore:
             except Exception as error:
                 (partial / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
                 return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            finally:
+                return_freed_memory()  # the next run's arrays have other sizes
         return ""
 
     def finish(self, settings: Settings, work: Work, folder: Path) -> None:
@@ -245,8 +247,9 @@ class RunStore:
             "versions": versions(),
             "commit": commit(),
         }
-        for leftover in ("traceback.txt", "checkpoint.pt"):
-            (work.folder / leftover).unlink(missing_ok=True)
+        half_written = work.folder.glob(".*.partial")  # by a killed process, see `replace_file`
+        for leftover in [work.folder / "traceback.txt", work.folder / "checkpoint.pt", *half_written]:
+            leftover.unlink(missing_ok=True)
         (work.folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         work.folder.replace(folder)
 

@@ -16,12 +16,12 @@ from fetal_utils.plans import Execution, check_inputs, notebook_path, plan, read
 from fetal_utils.tables import merge_tables
 
 
-def execute(execution: Execution, results_dir: Path) -> str:
+def execute(execution: Execution) -> str:
     """Run one notebook; an empty string, or why it failed in one line.
 
     The executed copy, with the traceback where it failed, lies in ``<results_dir>/notebooks``.
     """
-    output = results_dir / "notebooks" / f"{execution.name}.ipynb"
+    output = Path(execution.parameters["results_dir"]) / "notebooks" / f"{execution.name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_suffix(".unfinished.ipynb")
     source = notebook_path(execution.notebook)
@@ -46,7 +46,7 @@ def execute(execution: Execution, results_dir: Path) -> str:
     return ""
 
 
-def run_study(executions: list[Execution], results_dir: Path) -> pd.DataFrame:
+def run_study(executions: list[Execution]) -> pd.DataFrame:
     """Execute the notebooks in order, then merge their tables; a row per notebook.
 
     A notebook that fails does not stop the others.
@@ -54,11 +54,12 @@ def run_study(executions: list[Execution], results_dir: Path) -> pd.DataFrame:
     rows = []
     for execution in executions:
         started = pd.Timestamp.now()
-        reason = execute(execution, results_dir)
+        reason = execute(execution)
         seconds = round((pd.Timestamp.now() - started).total_seconds(), 1)
         rows.append({"notebook": execution.name, "seconds": seconds, "failed": reason})
         print(f"{execution.name}: {seconds} s{', failed: ' + reason if reason else ''}", flush=True)
-    merge_tables(results_dir)
+    for results_dir in {execution.parameters["results_dir"] for execution in executions}:
+        merge_tables(results_dir)
     return pd.DataFrame(rows)
 
 
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     results_dir = Path(given["results_dir"])
     print(f"results in {results_dir}", flush=True)
-    report = run_study(executions, results_dir)
+    report = run_study(executions)
     failed = report[report["failed"] != ""]
     if len(failed):
         print(f"{len(failed)} of {len(report)} notebooks failed:\n{failed.to_string(index=False)}", file=sys.stderr)

@@ -72,8 +72,13 @@ def write_part(table: pd.DataFrame, *, results_dir: str | Path, name: str, part:
     if missing:
         raise ValueError(f"{name} of {part} lack the columns {missing}; expected {list(TABLES[name])}")
     path = Path(results_dir) / "tables" / f"{name}.{part}.csv"
+    return write_table(table[list(TABLES[name])], path)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table as CSV, whole or not at all, into a folder that is made if need be; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda beside: table[list(TABLES[name])].to_csv(beside, index=False))
+    replace_file(path, lambda beside: table.to_csv(beside, index=False))
     return path
 
 

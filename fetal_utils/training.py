@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 from fetal_utils.augmentations import check_preset
-from fetal_utils.batches import draw_batches
 from fetal_utils.dataset import Dataset
-from fetal_utils.encoders import EncoderSource, Features, extract_features
-from fetal_utils.environment import torch_generator
-from fetal_utils.epochs import Best, GeneratorState, Stateful, run_epochs
+from fetal_utils.encoders import EncoderSource, Features
+from fetal_utils.epochs import run_epochs
 from fetal_utils.files import replace_file
+from fetal_utils.fine_tuning import FineTuning, softmax
 from fetal_utils.images import ImageFormat
-from fetal_utils.models import Classifier, normalisation
-from fetal_utils.optimisers import build_optimiser, check_optimisation, descend, train_output, warmup_cosine
+from fetal_utils.optimisers import check_optimisation
 from fetal_utils.probes import choose_probe
 from fetal_utils.runs import Work
 from fetal_utils.supervised import LabelledData, Supervised
-from fetal_utils.transforms import Augment
 from fetal_utils.weights import save_weights
 
 
@@ -74,6 +68,8 @@ class FineTune(Supervised):
     batch_size : int
     lr, weight_decay, warmup_fraction : float
         As for `Pretrain`.
+    head_lr_factor : float
+        Rate of the classifier's linear layer over that of the encoder, > 0.
     augmentation : str
         A preset of `fetal_utils.transforms`.
     """
@@ -88,6 +84,7 @@ class FineTune(Supervised):
     lr: float = 5e-4
     weight_decay: float = 1e-2
     warmup_fraction: float = 0.1
+    head_lr_factor: float = 1.0
     augmentation: str = "weak"
 
     def check(self, dataset: Dataset) -> None:
@@ -101,9 +98,15 @@ class FineTune(Supervised):
                 f"n_steps={self.n_steps}, n_evaluations={self.n_evaluations}, batch_size={self.batch_size}: "
                 "expected at least one step for each evaluation, and 2 images in a batch"
             )
+        if not 0 < self.head_lr_factor < math.inf:
+            raise ValueError(f"head_lr_factor={self.head_lr_factor}: expected more than 0; 1 is one rate for all")
+
+    def begin(self, work: Work) -> FineTuning:
+        """The training under way that these settings ask for."""
+        return FineTuning(self, work)
 
     def compute(self, work: Work) -> None:
-        tuning = FineTuning(self, work)
+        tuning = self.begin(work)
         run_epochs(
             work,
             tuning.train_epoch,
@@ -115,101 +118,3 @@ class FineTune(Supervised):
         save_weights(tuning.model, work.folder / "weights.safetensors")
         tuning.data.write_predictions(work, softmax(tuning.logits(tuning.data.test)))
         work.facts |= tuning.facts()
-
-
-class FineTuning:
-    """A fine-tuning under way: the images it sees and all that its steps change.
-
-    Parameters
-    ----------
-    settings : FineTune
-    work : Work
-    """
-
-    def __init__(self, settings: FineTune, work: Work) -> None:
-        self.settings, self.device = settings, work.device
-        self.data = LabelledData(work.dataset, settings)
-        self.images = work.dataset.images(settings.image_size, progress=work.store.progress)
-        self.train_images = torch.from_numpy(self.images[self.data.train])  # a copy in memory
-        self.labels = torch.from_numpy(self.data.labels)
-        self.class_weights = torch.from_numpy(self.data.class_weights).float().to(work.device)
-        encoder = settings.source.encoder(work.store)
-        self.model = Classifier(encoder, len(self.data.task.classes), seed=settings.seed)
-        self.model.to(work.device, memory_format=torch.channels_last)
-        self.optimiser = build_optimiser(self.model, lr=settings.lr, weight_decay=settings.weight_decay)
-        n_warmup = int(settings.warmup_fraction * settings.n_steps)
-        self.schedule = warmup_cosine(self.optimiser, n_steps=settings.n_steps, n_warmup=n_warmup)
-        mean, std = normalisation(encoder)
-        self.augment = Augment(settings.augmentation, image_size=settings.image_size, mean=mean, std=std)
-        self.order, self.views = torch_generator(settings.seed, 2), torch_generator(settings.seed, 3)
-        self.best = Best(self.model)
-
-    @property
-    def parts(self) -> dict[str, Stateful]:
-        """All that a checkpoint must hold."""
-        return {
-            "model": self.model,
-            "optimiser": self.optimiser,
-            "schedule": self.schedule,
-            "best": self.best,
-            "order": GeneratorState(self.order),
-            "views": GeneratorState(self.views),
-        }
-
-    def train_epoch(self, epoch: int) -> dict[str, float]:
-        """The steps up to an evaluation, and the evaluation; their log row."""
-        n_batches = steps_of_epochs(self.settings.n_steps, self.settings.n_evaluations)[epoch]
-        batches = draw_batches(
-            len(self.data.train), n_batches=n_batches, batch_size=self.settings.batch_size, generator=self.order
-        )
-        losses = torch.stack([self.train_batch(batch) for batch in batches])
-        return {"train_loss": losses.mean().item(), **self.validate(epoch)}
-
-    def train_batch(self, batch: Tensor) -> Tensor:
-        """One optimiser step on the labelled images at these positions; the loss, shape ()."""
-        images = self.augment(self.train_images[batch].to(self.device), self.views)
-        labels = self.labels[self.data.train[batch]].to(self.device)
-        logits = train_output(self.model, images).float()
-        loss = nn.functional.cross_entropy(logits, labels, weight=self.class_weights)
-        descend(self.model, self.optimiser, self.schedule, loss)
-        return loss.detach()
-
-    def validate(self, epoch: int) -> dict[str, float]:
-        """Loss and macro-F1 on the validation patients; the best weights so far are kept."""
-        rows = self.data.val
-        logits = self.logits(rows)
-        macro_f1 = self.data.macro_f1(rows, logits.argmax(1))
-        self.best.update(macro_f1, epoch)
-        loss = nn.functional.cross_entropy(torch.from_numpy(logits), self.labels[rows], weight=self.class_weights.cpu())
-        return {"val_loss": loss.item(), "val_macro_f1": macro_f1}
-
-    def logits(self, rows: np.ndarray) -> np.ndarray:
-        """The classifier's output for rows of the data set, float32, shape (n_rows, n_classes)."""
-        return extract_features(
-            self.model,
-            self.images[rows],
-            image_size=self.settings.image_size,
-            device=self.device,
-            encoder=self.model.encoder,
-        )
-
-    def facts(self) -> dict:
-        """Counts and choices for the run's record."""
-        batch_size = min(self.settings.batch_size, len(self.data.train))
-        return self.data.facts() | {
-            "batch_size": batch_size,
-            "optimiser_steps": self.settings.n_steps,
-            "views_seen": self.settings.n_steps * batch_size,
-            "best_epoch": self.best.epoch + 1,
-            "val_macro_f1": self.best.score,
-        }
-
-
-def steps_of_epochs(n_steps: int, n_evaluations: int) -> list[int]:
-    """Optimiser steps before each evaluation, as even as whole numbers allow; they sum to ``n_steps``."""
-    return np.diff(np.linspace(0, n_steps, n_evaluations + 1).astype(int)).tolist()
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Class probabilities, in float64 so that a row sums to 1; same shape."""
-    return torch.from_numpy(logits).double().softmax(1).numpy()

@@ -114,8 +114,9 @@ def judge(trials: Sequence[Trial], store: RunStore) -> pd.DataFrame:
         for probe in trial.probes
         if store.has(probe)
     ]
-    scores = pd.DataFrame(rows)
     pair = ["seed", "task", "label_fraction", "draw"]
+    scores = pd.DataFrame(rows, columns=["change", *pair, "val_macro_f1", "seconds"])
+    scores["val_macro_f1"] = scores["val_macro_f1"].astype(float)  # also where no trial worked
     base = scores[scores["change"] == "base"].set_index(pair)["val_macro_f1"].rename("base")
     scores = scores.join(base, on=pair)
     scores["difference"] = scores["val_macro_f1"] - scores["base"]

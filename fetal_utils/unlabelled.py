@@ -11,7 +11,7 @@ from fetal_utils.dataset import Dataset
 from fetal_utils.environment import project_path
 from fetal_utils.images import files_hash, open_image_files
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # what torchvision decodes to gray
 
 
 @dataclass(frozen=True)

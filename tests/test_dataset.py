@@ -10,7 +10,7 @@ from PIL import Image
 from fetal_utils import dataset as dataset_module
 from fetal_utils.data import CSV_NAME
 from fetal_utils.dataset import Dataset, open_dataset
-from fetal_utils.images import TEXT_CORNER
+from fetal_utils.images import TEXT_CORNER, ImageFormat
 from fetal_utils.tasks import TASKS, TASKS_NAME
 
 LINES = plane_lines(n_train=12, n_test=4)
@@ -174,6 +174,14 @@ def test_blanking_reaches_the_images_and_spares_the_question_about_the_corner(da
     np.testing.assert_array_equal(*corner)
     assert corner[0].any()
     assert sum(path.is_dir() for path in dataset.cache_dir.iterdir()) == 3  # whole, blanked, and one of the corner
+
+
+def test_the_format_of_an_image_is_what_the_data_set_says(dataset):
+    assert dataset.image_format(32) == ImageFormat(32, "pad", blank_text=False)
+    chosen = replace(dataset, geometry="crop", blank_text=True)
+    assert chosen.image_format(24) == ImageFormat(24, "crop", blank_text=True)
+    assert chosen.image_format(24, geometry="pad") == ImageFormat(24, "pad", blank_text=True)
+    assert chosen.image_format(24, geometry="text_corner") == ImageFormat(24, "text_corner", blank_text=False)
 
 
 def test_the_geometry_of_the_data_set_is_used_unless_another_is_asked_for(tmp_path):

@@ -14,6 +14,7 @@ from fetal_utils.diagnostics import (
     feature_spread,
     judge_health,
     knn_macro_f1,
+    probe_macro_f1,
     top1_accuracy,
     uniformity,
 )
@@ -28,6 +29,21 @@ def test_top1_counts_the_anchors_that_find_their_other_view():
     assert top1_accuracy(z_a, z_a) == 1
     # swapped: each anchor's most similar candidate is the other image's view
     assert top1_accuracy(z_a, z_a.flip(0)) == 0
+
+
+def test_the_other_view_is_the_most_similar_by_hand():
+    east, north, west = (torch.tensor(direction) for direction in ([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]))
+    # image 0: east and nearly east find each other; image 1: north is nearest to nearly east,
+    # and west, opposite to east, is nearest to north, its other view
+    nearly_east = torch.tensor([1.0, 0.2])
+    assert top1_accuracy(torch.stack([east, north]), torch.stack([nearly_east, west])).item() == 0.75
+
+
+def test_top1_accuracy_does_not_depend_on_the_length_or_the_order_of_the_views():
+    z_a, z_b = gaussian(2, 20, 4, seed=3)
+    accuracy = top1_accuracy(z_a, z_b)
+    assert 0 < top1_accuracy(z_a, z_a + 0.8 * z_b) < 1
+    assert top1_accuracy(5 * z_a, 0.1 * z_b) == accuracy == top1_accuracy(z_b, z_a)
 
 
 def test_alignment_of_equal_views_is_0_and_of_opposite_views_is_4():
@@ -63,6 +79,41 @@ def test_neighbours_vote_by_direction_not_by_length():
     labels = np.array([0, 0, 1, 1])
     assert knn_macro_f1(features, labels, np.array([[50.0, 1], [1.0, 50]]), np.array([0, 1])) == 1
     assert knn_macro_f1(features, labels, np.array([[50.0, 1], [1.0, 50]]), np.array([1, 0])) == 0
+
+
+def two_groups():
+    """Sixty features of two classes that a plane parts, and another sixty; the classes share every direction."""
+    features = gaussian(120, 4).numpy()
+    labels = (features[:, 0] + features[:, 1] > 0.5).astype(int)
+    return features[:60], labels[:60], features[60:], labels[60:]
+
+
+def test_a_linear_probe_finds_the_plane_that_parts_two_classes():
+    features, labels, held_out, held_out_labels = two_groups()
+    assert probe_macro_f1(features, labels, held_out, held_out_labels) > 0.85
+    assert probe_macro_f1(features, labels, held_out, 1 - held_out_labels) < 0.15
+
+
+def test_a_linear_probe_does_not_depend_on_the_unit_or_the_origin_of_a_feature():
+    features, labels, held_out, held_out_labels = two_groups()
+    units, origins = np.array([1e-3, 1.0, 50.0, 1e4]), np.array([3.0, -2.0, 100.0, 0.0])
+    expected = probe_macro_f1(features, labels, held_out, held_out_labels)
+    assert probe_macro_f1(features * units + origins, labels, held_out * units + origins, held_out_labels) == expected
+
+
+def test_a_linear_probe_does_not_neglect_a_rare_class():
+    # one image of class 1 among nine of class 0: the border lies half-way between their means all the same
+    features, labels = np.array([[0.0]] * 9 + [[1.0]]), np.array([0] * 9 + [1])
+    assert probe_macro_f1(features, labels, np.array([[0.48], [0.52]]), np.array([0, 1])) == 1
+
+
+@pytest.mark.parametrize("score", [knn_macro_f1, probe_macro_f1])
+def test_scores_are_over_the_classes_that_the_held_out_images_have(score):
+    features = np.array([[5.0, 0.1], [5, -0.1], [-5, 0.1], [-5, -0.1], [0.1, 5], [-0.1, 5]])
+    labels = np.array(["femur", "femur", "thorax", "thorax", "brain", "brain"])
+    # the class thorax is not asked about; of two femurs one is taken for it: F1 of femur is 2/3, of brain 1
+    held_out = np.array([[5.0, 0.0], [-5.0, 0.0], [0.0, 5.0]])
+    assert score(features, labels, held_out, np.array(["femur", "femur", "brain"])) == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_chance_is_the_log_of_the_candidates():

@@ -8,18 +8,21 @@ import torch
 from torch import nn
 from toy_runs import toy_store
 
-from fetal_utils.epochs import Best, GeneratorState, check_finite, run_epochs
-from fetal_utils.optimisers import build_optimiser, warmup_cosine
+from fetal_utils.epochs import Best, GeneratorState, run_epochs
+from fetal_utils.optimisers import build_optimiser, descend, warmup_cosine
 from fetal_utils.runs import Work
 
 
 class LineFit:
-    """Four steps an epoch on points that a generator draws; stops before an epoch if told to."""
+    """Four steps an epoch on points that a generator draws; is interrupted before an epoch, or diverges in one, if
+    told to."""
 
-    def __init__(self, folder, *, stop_before=None, loss_at=None):
+    def __init__(self, folder, *, stop_before=None, loss_at=None, watch=None):
         folder.mkdir(parents=True, exist_ok=True)
         store = toy_store(folder.parent)
         self.work = Work(folder=folder, dataset=store.dataset, store=store, device=store.device)
+        if watch:
+            self.work.watch = watch
         self.stop_before, self.loss_at = stop_before, loss_at or {}
         self.trained = []
         self.model = nn.Linear(2, 1)
@@ -37,13 +40,10 @@ class LineFit:
         for _ in range(4):
             x = torch.randn(8, 2, generator=self.generator)
             noise = torch.randn(8, 1, generator=self.generator)
-            loss = (self.model(x) - x.sum(1, keepdim=True) - noise).square().mean()
-            self.optimiser.zero_grad()
-            loss.backward()
-            self.optimiser.step()
-            self.schedule.step()
+            loss = (self.model(x) - x.sum(1, keepdim=True) - noise).square().mean() * self.loss_at.get(epoch, 1)
+            descend(self.model, self.optimiser, self.schedule, loss)
         self.best.update(-abs(epoch - 2), epoch)
-        return {"loss": self.loss_at.get(epoch, loss.item())}
+        return {"loss": loss.item()}
 
     def run(self, n_epochs=6):
         parts = {
@@ -86,6 +86,39 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path, stop_before
     assert final_state(resumed) == final_state(whole)
 
 
+@pytest.mark.parametrize("stop_before", [0, 1, 5])
+def test_an_interrupt_says_how_many_epochs_are_kept_and_how_to_go_on(tmp_path, stop_before):
+    message = f"^line was interrupted; {stop_before} of 6 epochs are kept. Run the same again to go on$"
+    with pytest.raises(KeyboardInterrupt, match=message):
+        LineFit(tmp_path / "cut", stop_before=stop_before).run()
+    resumed = LineFit(tmp_path / "cut")
+    assert resumed.run()["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert len(resumed.trained) == 6 - stop_before
+
+
+def test_epochs_of_an_earlier_attempt_are_kept_too(tmp_path):
+    for stop_before in (2, 4):
+        with pytest.raises(KeyboardInterrupt, match=f"{stop_before} of 6 epochs are kept"):
+            LineFit(tmp_path / "cut", stop_before=stop_before).run()
+
+
+def test_an_epoch_whose_checkpoint_was_not_finished_is_not_said_to_be_kept(tmp_path, monkeypatch):
+    def interrupted(state, path):
+        if len(state["rows"]) == 3:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        return save(state, path)
+
+    save = torch.save
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="2 of 6 epochs are kept"):
+            LineFit(tmp_path / "cut").run()
+    resumed = LineFit(tmp_path / "cut")
+    resumed.run()
+    assert resumed.trained == [2, 3, 4, 5]
+
+
 def test_an_interrupt_before_the_first_epoch_ends_leaves_nothing_to_resume(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         LineFit(tmp_path / "cut", stop_before=0).run()
@@ -118,23 +151,49 @@ def test_the_log_on_disk_is_the_one_returned_with_epochs_from_one(tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "log.csv"), log)
 
 
+# --- being watched ---
+
+
+def test_whoever_watches_gets_the_log_so_far_after_each_epoch(tmp_path):
+    seen = []
+    log = LineFit(tmp_path / "run", watch=seen.append).run()
+    assert [len(rows) for rows in seen] == [1, 2, 3, 4, 5, 6]
+    for rows in seen:
+        pd.testing.assert_frame_equal(rows, log.head(len(rows)))
+
+
+def test_after_an_interrupt_only_new_epochs_are_shown_with_the_earlier_ones_in_the_log(tmp_path):
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        LineFit(tmp_path / "run", stop_before=4).run()
+    LineFit(tmp_path / "run", watch=seen.append).run()
+    assert [rows["epoch"].tolist() for rows in seen] == [[1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]]
+
+
+def test_an_epoch_is_on_disk_when_it_is_shown(tmp_path):
+    def interrupt(rows):
+        if len(rows) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="3 of 6 epochs are kept"):
+        LineFit(tmp_path / "run", watch=interrupt).run()
+    resumed = LineFit(tmp_path / "run")
+    resumed.run()
+    assert resumed.trained == [3, 4, 5]
+
+
 # --- losses that are no numbers ---
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_last_checkpoint(tmp_path, value):
-    with pytest.raises(FloatingPointError, match=f"loss is {value} in epoch 3: .*lower lr"):
+    # two epochs of four steps went well
+    with pytest.raises(FloatingPointError, match=f"loss is {value} at step 9: .*lower lr"):
         LineFit(tmp_path / "run", loss_at={2: value}).run()
     assert pd.read_csv(tmp_path / "run" / "log.csv")["epoch"].tolist() == [1, 2]
     resumed = LineFit(tmp_path / "run")
     resumed.run()
     assert resumed.trained == [2, 3, 4, 5]
-
-
-def test_only_losses_must_be_finite():
-    check_finite({"train_loss": 1.0, "val_macro_f1": math.nan}, 0)
-    with pytest.raises(FloatingPointError, match="val_loss is nan in epoch 1"):
-        check_finite({"train_loss": 1.0, "val_loss": math.nan}, 0)
 
 
 # --- the best epoch ---

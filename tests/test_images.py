@@ -21,6 +21,7 @@ from fetal_utils.images import (
     files_hash,
     fit_to_square,
     image_paths,
+    open_image_files,
     open_images,
     read_image,
 )
@@ -234,6 +235,35 @@ def test_the_key_of_the_files_changes_with_name_size_and_order(folder):
     with paths[0].open("ab") as file:
         file.write(b"x")
     assert files_hash(paths) != before
+
+
+# --- files of any folder -----------------------------------------------------------------------------
+
+
+def test_files_of_several_folders_and_endings_come_in_the_order_given(folder, tmp_path):
+    gray = np.full((16, 16), 77, dtype=np.uint8)
+    (tmp_path / "elsewhere").mkdir()
+    paths = [save(tmp_path / "elsewhere" / "gray.jpg", gray), folder / "Images" / "image_2.png"]
+    array = open_image_files(paths, ImageFormat(16), cache_dir=tmp_path / "cache", progress=False)
+    assert array[0] == pytest.approx(gray, abs=1)
+    np.testing.assert_array_equal(array[1], random_pictures(3, (16, 16))["image_2"])
+
+
+def test_files_of_one_name_in_two_folders_are_two_images(tmp_path):
+    paths = []
+    for value in (10, 200):
+        (tmp_path / str(value)).mkdir()
+        paths.append(save(tmp_path / str(value) / "same.png", np.full((16, 16), value, dtype=np.uint8)))
+    array = open_image_files(paths, ImageFormat(16), cache_dir=tmp_path / "cache", progress=False)
+    assert array.mean((1, 2)).tolist() == [10, 200]
+
+
+def test_the_images_of_a_data_folder_are_its_files_and_share_their_cache(folder, tmp_path, open_folder, count_builds):
+    by_name = open_folder(ImageFormat(16))
+    paths = [folder / "Images" / f"{name}.png" for name in NAMES]
+    by_path = open_image_files(paths, ImageFormat(16), cache_dir=tmp_path / "cache", progress=False)
+    np.testing.assert_array_equal(by_path, by_name)
+    assert len(count_builds) == 1
 
 
 # --- cache -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+from fetal_utils.benchmarks import PERFORMANCE_COLUMNS
 from fetal_utils.dataset import PHANTOM_PATIENTS
 from fetal_utils.plans import NOTEBOOK_DIR
 from fetal_utils.study import main
@@ -115,3 +116,13 @@ def test_the_study_runs_on_the_tiny_real_sample_and_counts_what_it_leaves_out(tm
     text, metrics, _ = run_smoke(tmp_path, "--data-dir", str(real_data / "fetal_planes_sample"))
     assert "41 'Not A Brain'" in text
     assert set(metrics["task"]) == {"planes", "brain_planes"}
+
+
+def test_the_performance_notebook_runs_when_named_and_leaves_its_table_and_figure_but_no_run(tmp_path):
+    assert main(["--preset", "smoke", "--only", "90", "--results-dir", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "tables" / "performance.csv")
+    assert tuple(table.columns) == PERFORMANCE_COLUMNS
+    assert set(table["section"]) == {"reading", "views", "step", "CPU", "probes", "intervals"}
+    assert (table["value"] > 0).all()
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["90_performance.png"]
+    assert not (tmp_path / "runs").exists()

@@ -1,6 +1,6 @@
 import itertools
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -12,6 +12,7 @@ from fetal_utils.palette import (
     PLANE_COLOURS,
     SHORT_NAMES,
     STRATEGY_COLOURS,
+    LooseFigure,
     add_legend,
     colours_for,
     finish,
@@ -86,3 +87,7 @@ def test_text_is_dark_on_white_under_a_dark_style_too():
     texts = [ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), ax.get_legend().get_title()]
     assert figure.get_facecolor() == ax.get_facecolor() == (1, 1, 1, 1)
     assert max(max(to_rgb(text.get_color())) for text in texts) < 0.3
+
+
+def test_a_loose_figure_shows_itself_as_a_picture_without_pyplot():
+    assert LooseFigure(figsize=(1, 1))._repr_png_().startswith(b"\x89PNG")

@@ -1,13 +1,15 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from fetal_utils import plots
+from fetal_utils import plots, training_plots
 from fetal_utils.palette import INK, STRATEGY_COLOURS
 
 
@@ -112,15 +114,6 @@ def test_learning_curves_are_the_columns_of_the_log(ax):
     assert lines["val loss"].get_xydata().tolist() == [[1, 3], [3, 2.5]]  # the epoch without a value is bridged
 
 
-def test_simclr_log_has_the_chance_line_of_its_batch(ax):
-    log = pd.DataFrame({"epoch": [1, 2], "loss": [5.0, 4.0]})
-    assert plots.plot_simclr_log(log, ax, batch_size=64) is ax
-    chance = [line for line in ax.get_lines() if "chance" in line.get_label()]
-    assert chance[0].get_ydata() == pytest.approx([math.log(127)] * 2)
-    with pytest.raises(ValueError, match="batch_size=1"):
-        plots.plot_simclr_log(log, ax, batch_size=1)
-
-
 def per_class_metrics():
     rows = [
         ("imagenet", "macro", "f1", 0.6, 0.5, 0.7),
@@ -215,30 +208,110 @@ def test_label_efficiency_refuses_to_mix_tasks(ax):
         plots.plot_learning_curves,
         plots.plot_per_class,
         plots.plot_label_efficiency,
-        lambda table, ax: plots.plot_simclr_log(table, ax, batch_size=8),
+        lambda table, ax: plots.plot_trials(table, ax, task="planes", label_fraction=0.1),
     ],
 )
 def test_an_empty_table_and_a_missing_column_are_refused(draw, ax):
     with pytest.raises(ValueError, match="missing"):
         draw(pd.DataFrame({"something": [1.0]}), ax)
     every = ["plane", "split", "patient", "epoch", "loss", "train_loss", "val_loss", "strategy", "metric", "value",
-             "low", "high", "label_fraction", "n_images"]  # fmt: skip
+             "low", "high", "label_fraction", "n_images",
+             "task", "change", "difference", "difference_sd", "val_macro_f1"]  # fmt: skip
     with pytest.raises(ValueError, match="0 rows"):
         draw(pd.DataFrame(columns=every), ax)
 
 
-def test_the_cockpit_draws_each_instrument_of_each_log_and_skips_epochs_without_a_look():
+def cockpit_log():
     log = pd.DataFrame({"epoch": [1, 2], "loss": [5.0, 4.0], "top1_accuracy": [0.1, 0.4], "alignment": [1.0, 0.5]})
-    log = log.assign(uniformity=[-1.0, -2.0], effective_rank=[math.nan, 9.0], knn_macro_f1=[math.nan, 0.6])
+    return log.assign(uniformity=[-1.0, -2.0], effective_rank=[math.nan, 9.0], knn_macro_f1=[math.nan, 0.6])
+
+
+def test_the_cockpit_draws_each_instrument_of_each_log_and_skips_epochs_without_a_look():
+    log = cockpit_log()
     figure = plots.plot_cockpit({"simclr_scratch": log, "simclr_imagenet": log}, batch_size=16)
-    loss, *_, rank, neighbours = figure.axes
+    panels = {ax.get_ylabel(): ax for ax in figure.axes}
+    loss = panels["NT-Xent loss (nats)"]
     assert list(lines_by_label(loss)["simclr_imagenet"].get_ydata()) == [5.0, 4.0]
     chance = next(line for label, line in lines_by_label(loss).items() if label.startswith("chance"))
     assert chance.get_ydata()[0] == pytest.approx(math.log(31))
-    assert list(rank.get_lines()[0].get_xdata()) == [2]
-    assert list(neighbours.get_lines()[1].get_ydata()) == [0.6]
+    assert list(panels["effective rank, held-out"].get_lines()[0].get_xdata()) == [2]
+    assert list(panels["neighbours' macro-F1, held-out"].get_lines()[1].get_ydata()) == [0.6]
+    assert len(figure.axes) == 12
 
 
-def test_the_cockpit_names_a_missing_instrument():
-    with pytest.raises(ValueError, match="top1_accuracy"):
-        plots.plot_cockpit({"a": pd.DataFrame({"epoch": [1], "loss": [1.0]})}, batch_size=4)
+def test_an_instrument_that_has_not_been_read_yet_has_an_empty_panel():
+    figure = plots.plot_cockpit({"simclr_scratch": cockpit_log()}, batch_size=16)
+    (spread,) = [ax for ax in figure.axes if ax.get_ylabel() == "feature spread, held-out"]
+    assert len(spread.get_lines()[0].get_xdata()) == 0
+
+
+def test_the_cockpit_needs_epochs_and_a_loss():
+    with pytest.raises(ValueError, match="loss"):
+        plots.plot_cockpit({"a": pd.DataFrame({"epoch": [1], "top1_accuracy": [1.0]})}, batch_size=4)
+
+
+class Shown:
+    """Stands for the output area of a cell."""
+
+    def __init__(self):
+        self.figures = []
+
+    def __call__(self, figure, display_id):
+        self.figures.append(figure)
+        return self
+
+    def update(self, figure):
+        self.figures.append(figure)
+
+
+def pretraining(init):
+    return SimpleNamespace(kind="simclr", start=SimpleNamespace(init=init))
+
+
+def test_the_live_cockpit_draws_into_one_output_and_holds_every_run_so_far(monkeypatch):
+    shown = Shown()
+    monkeypatch.setattr(training_plots, "display", shown)
+    monkeypatch.setattr(training_plots, "somebody_watches", lambda: True)
+    live = plots.LiveCockpit(batch_size=16, every_s=0)
+    live(pretraining("random"), cockpit_log())
+    live(pretraining("imagenet"), cockpit_log())
+    assert len(shown.figures) == 2
+    assert {"simclr_scratch", "simclr_imagenet"} < set(lines_by_label(shown.figures[1].axes[0]))
+
+
+def test_the_live_cockpit_draws_no_more_often_than_asked_and_not_where_nobody_watches(monkeypatch):
+    shown = Shown()
+    monkeypatch.setattr(training_plots, "display", shown)
+    monkeypatch.setattr(training_plots, "somebody_watches", lambda: True)
+    live = plots.LiveCockpit(batch_size=16, every_s=3600)
+    for _ in range(3):
+        live(pretraining("random"), cockpit_log())
+    assert len(shown.figures) == 1
+    monkeypatch.setattr(training_plots, "somebody_watches", lambda: False)
+    plots.LiveCockpit(batch_size=16, every_s=0)(pretraining("random"), cockpit_log())
+    assert len(shown.figures) == 1
+
+
+def test_trials_are_drawn_from_worst_to_best_over_the_spread_of_the_seeds(ax):
+    about = {"task": "planes", "label_fraction": 0.1, "difference_sd": 0.01, "n_draws": 5}
+    rows = [("base", 0, 0.5, 0.0), ("base", 1, 0.53, 0.0), ("better", 0, 0.6, 0.1), ("worse", 0, 0.4, -0.1)]
+    table = pd.DataFrame(rows, columns=["change", "seed", "val_macro_f1", "difference"]).assign(**about)
+    plots.plot_trials(table, ax, task="planes", label_fraction=0.1)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["worse", "better"]
+    (band,) = ax.patches
+    assert band.get_x() == pytest.approx(-0.03)
+    assert band.get_width() == pytest.approx(0.06)
+
+
+def test_differences_are_filled_where_they_are_resolved_and_side_by_side_at_a_fraction(ax):
+    rows = [("scratch", 0.1, -0.2, -0.3, -0.1, True), ("dual_imagenet", 0.1, 0.02, -0.05, 0.09, False)]
+    rows += [("dual_imagenet", 1.0, 0.01, -0.05, 0.07, False)]
+    table = pd.DataFrame(rows, columns=["strategy", "label_fraction", "difference", "low", "high", "resolved"])
+    assert plots.plot_differences(table, ax) is ax
+    scratch, dual = [points for points in ax.collections if isinstance(points, PathCollection)]
+    assert scratch.get_offsets()[:, 1].tolist() == [-0.2]
+    assert dual.get_offsets()[:, 1].tolist() == [0.02, 0.01]
+    assert scratch.get_offsets()[0, 0] < dual.get_offsets()[0, 0]  # both at the first fraction
+    assert to_hex(scratch.get_facecolors()[0]) == STRATEGY_COLOURS["scratch"].lower()
+    assert {to_hex(colour) for colour in dual.get_facecolors()} == {"#ffffff"}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["10%", "100%"]

@@ -13,11 +13,14 @@ import pytest
 from filelock import FileLock
 from toy_runs import Sum, ask_for_sum, computed, toy_store, value_of
 
+from fetal_utils import runs
 from fetal_utils.encoders import InitialWeights
 from fetal_utils.environment import versions
+from fetal_utils.epochs import run_epochs
 from fetal_utils.runs import RunsFailedError
 from fetal_utils.settings import Settings
 from fetal_utils.simclr import Pretrain
+from fetal_utils.unlabelled import UnlabelledImages
 
 
 @pytest.fixture
@@ -42,12 +45,20 @@ def test_equal_settings_share_a_folder_and_any_changed_field_gives_another(store
 
 def test_every_field_of_a_pretraining_changes_its_folder(store):
     settings = Pretrain(start=InitialWeights(backbone="resnet18", init="random"))
-    others = {"start": InitialWeights(backbone="resnet18", init="random", seed=1), "pool": "planes"}
+    others = {
+        "start": InitialWeights(backbone="resnet18", init="random", seed=1),
+        "pool": "planes",
+        "same_patient_negatives": False,
+        "extra_images": UnlabelledImages("more", "key"),
+    }
+    folders = {store.folder(settings)}
     for field in dataclasses.fields(Pretrain):
         value = getattr(settings, field.name)
         other = others.get(field.name, f"{value}x" if isinstance(value, str) else value)
         changed = dataclasses.replace(settings, **{field.name: other + 1 if other is value else other})
-        assert store.folder(changed) != store.folder(settings), field.name
+        folders.add(store.folder(changed))
+    folders.add(store.folder(dataclasses.replace(settings, extra_images=UnlabelledImages("more", "another key"))))
+    assert len(folders) == 1 + len(dataclasses.fields(Pretrain)) + 1
 
 
 def test_settings_of_the_start_count_at_any_depth(store):
@@ -136,6 +147,35 @@ def test_settings_without_a_computation_fail_by_name(store):
         store.get([Nothing()])
 
 
+# --- being watched ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count(Settings):
+    """Epochs whose loss is their number."""
+
+    kind: ClassVar[str] = "count"
+    n_epochs: int
+
+    def compute(self, work):
+        run_epochs(work, lambda epoch: {"loss": epoch + 1.0}, n_epochs=self.n_epochs, parts={}, desc="count")
+
+
+def test_whoever_watches_is_told_the_settings_and_the_log_so_far_once_an_epoch(store):
+    seen = []
+    asked = [Count(n_epochs=3), Sum(term=1), Count(n_epochs=2)]
+    store.get(asked, watch=lambda settings, log: seen.append((settings, log["loss"].tolist())))
+    of_three = [(asked[0], [1.0]), (asked[0], [1.0, 2.0]), (asked[0], [1.0, 2.0, 3.0])]
+    assert seen == [*of_three, (asked[2], [1.0]), (asked[2], [1.0, 2.0])]
+    store.get(asked, watch=lambda *_: pytest.fail("a finished run has no epochs"))
+
+
+def test_an_unwatched_run_has_the_same_log(store, tmp_path):
+    (watched,) = store.get([Count(n_epochs=3)], watch=lambda *_: None)
+    (alone,) = toy_store(tmp_path / "other").get([Count(n_epochs=3)])
+    assert watched.log["loss"].tolist() == alone.log["loss"].tolist() == [1, 2, 3]
+
+
 # --- failures ---
 
 
@@ -192,6 +232,23 @@ def test_an_interrupt_stops_everything_and_keeps_what_was_done(store, monkeypatc
     assert not partial_folder(store, Sum(term=2)).exists()
     (run,) = store.get([Sum(term=1)])
     assert not (run.folder / "checkpoint.pt").exists()
+
+
+def test_what_a_killed_process_had_half_written_does_not_stay_in_the_finished_folder(store):
+    settings = Sum(term=1)
+    partial_folder(store, settings).mkdir(parents=True)
+    for name in (".checkpoint.pt.4711.partial", ".log.csv.4711.partial", "checkpoint.pt", "traceback.txt"):
+        (partial_folder(store, settings) / name).write_text("left by an earlier attempt")
+    (run,) = store.get([settings])
+    assert sorted(path.name for path in run.folder.iterdir()) == ["half.txt", "record.json", "value.txt"]
+
+
+def test_after_each_run_failed_or_not_its_freed_memory_is_returned(store, monkeypatch):
+    returned = []
+    monkeypatch.setattr(runs, "return_freed_memory", lambda: returned.append(computed(store)))
+    with pytest.raises(RunsFailedError):
+        store.get([Sum(term=1, broken=True), Sum(term=2)])
+    assert returned == [[1], [1, 2]]
 
 
 # --- records ---

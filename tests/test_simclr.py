@@ -1,22 +1,31 @@
-"""SimCLR pretraining; the network is timm's smallest, at 32 px."""
+"""Settings of a SimCLR pretraining, and its command; the network is timm's smallest, at 32 px."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
+from data_folders import write_images
 from safetensors.torch import load_file
 
-from fetal_utils.contrast import STEP_MEASURES, SimCLR, contrast_step
+from fetal_utils import simclr
+from fetal_utils.command_line import UsageError
 from fetal_utils.dataset import Dataset
-from fetal_utils.diagnostics import top1_accuracy
 from fetal_utils.encoders import InitialWeights
-from fetal_utils.models import build_encoder
-from fetal_utils.optimisers import build_optimiser
+from fetal_utils.models import OFFLINE_BACKBONE, build_encoder
 from fetal_utils.runs import RunStore
-from fetal_utils.simclr import Pretrain, Pretraining, main
+from fetal_utils.simclr import Pretrain, main, settings_from
+from fetal_utils.unlabelled import open_unlabelled
 
 START = InitialWeights(backbone="test_efficientnet", init="random", seed=1)
 SETTINGS = Pretrain(start=START, image_size=32, n_epochs=3, batch_size=40, lr=2e-3)
@@ -56,69 +65,6 @@ def test_the_pool_holds_no_patient_who_validates_or_tests(tiny_dataset, pool):
     assert sorted(table.index[rows]) == table.index[in_training].tolist()
 
 
-def test_test_images_change_nothing_of_a_pretraining(tiny_dataset, run, tmp_path, monkeypatch):
-    def images_without_test(self, image_size, **options):
-        images = original(self, image_size, **options).copy()
-        images[self.rows("test")] = images[self.rows("val")[0]]
-        images[self.rows("val")] = 255
-        return images
-
-    original = type(tiny_dataset).images
-    monkeypatch.setattr(type(tiny_dataset), "images", images_without_test)
-    (blind,) = new_store(tiny_dataset, tmp_path).get([SETTINGS])
-    assert blind.weights.read_bytes() == run.weights.read_bytes()
-
-
-# --- what it learns ---
-
-
-def test_the_loss_falls_within_a_few_steps_on_one_batch(tiny_dataset, store):
-    """Of 32 images the same two views are seen 12 times: a loss that can't fall here never will."""
-    pool = torch.tensor(tiny_dataset.images(32, progress=False)[:32]).unsqueeze(1) / 255 - 0.5
-    view_a, view_b = pool, pool.flip(3)
-    model = SimCLR(START.encoder(), projection_dim=16, seed=0)
-    optimiser = build_optimiser(model, lr=2e-3, weight_decay=0.0)
-    measured = [contrast_step(model, optimiser, view_a, view_b, temperature=0.1).tolist() for _ in range(12)]
-    assert measured[-1][0] < measured[0][0] - 1
-    assert measured[-1][1] > measured[0][1]
-
-
-def test_pretraining_changes_every_layer_of_the_encoder(store, run):
-    assert all(weights_differ(SETTINGS.encoder(store), START.encoder()))
-
-
-def test_a_step_with_rate_zero_would_measure_but_not_move():
-    model = SimCLR(START.encoder(), projection_dim=16, seed=0)
-    views = torch.randn(2, 8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    still = torch.optim.SGD(model.parameters(), lr=0.0)
-    measured = contrast_step(model, still, *views, temperature=0.5).tolist()
-    loss, accuracy, aligned, uniform = measured
-    assert len(measured) == len(STEP_MEASURES)
-    assert 0 < loss < 10
-    assert 0 <= accuracy <= 1
-    assert 0 <= aligned <= 4
-    assert -8 <= uniform <= 0
-    assert not any(weights_differ(model.encoder, START.encoder()))
-
-
-def test_the_other_view_is_the_most_similar_by_hand():
-    east, north, west = (torch.tensor(direction) for direction in ([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]))
-    z_a, z_b = torch.stack([east, north]), torch.stack([3 * east, 2 * north])
-    assert top1_accuracy(z_a, z_b).item() == 1.0
-    assert top1_accuracy(z_a, z_b.flip(0)).item() == 0.0
-    # image 0: east and nearly east find each other; image 1: north is nearest to nearly east,
-    # and west, opposite to east, is nearest to north, its other view
-    nearly_east = torch.tensor([1.0, 0.2])
-    assert top1_accuracy(torch.stack([east, north]), torch.stack([nearly_east, west])).item() == 0.75
-
-
-def test_top1_accuracy_does_not_depend_on_the_length_or_the_order_of_the_views():
-    z_a, z_b = torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(3))
-    accuracy = top1_accuracy(z_a, z_b)
-    assert 0 < top1_accuracy(z_a, z_a + 0.8 * z_b) < 1
-    assert top1_accuracy(5 * z_a, 0.1 * z_b) == accuracy == top1_accuracy(z_b, z_a)
-
-
 # --- what it leaves ---
 
 
@@ -127,72 +73,6 @@ def test_weights_load_by_timm_in_three_lines(store, run):
     encoder.load_state_dict(load_file(run.weights))
     images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(encoder.eval()(images), SETTINGS.encoder(store).eval()(images))
-
-
-def test_the_record_counts_images_patients_steps_and_views(run, tiny_dataset):
-    in_training = tiny_dataset.metadata["subset"] == "train"
-    n_images = int(in_training.sum())
-    assert n_images // 40 == 2  # batches of an epoch
-    assert run.record["facts"] == {
-        "n_images": n_images,
-        "n_patients": tiny_dataset.metadata["patient"][in_training].nunique(),
-        "batch_size": 40,
-        "optimiser_steps": 3 * 2,
-        "views_seen": 3 * 2 * 40 * 2,
-    }
-
-
-def test_the_log_measures_steps_each_epoch_and_held_out_features_at_the_last(run):
-    looks = ["feature_spread", "effective_rank", "knn_macro_f1"]
-    assert list(run.log.columns) == ["epoch", "seconds", *STEP_MEASURES, *looks]
-    assert run.log[list(STEP_MEASURES)].notna().all(axis=None)
-    assert run.log[looks].notna().any(axis=1).tolist() == [False, False, True]
-    assert 1 <= run.log["effective_rank"].iloc[-1] <= 12  # no more than the held-out images
-    assert 0 <= run.log["knn_macro_f1"].iloc[-1] <= 1
-    assert run.log["epoch"].tolist() == [1, 2, 3]
-    assert sorted(path.name for path in run.folder.iterdir()) == ["log.csv", "record.json", "weights.safetensors"]
-
-
-def test_a_batch_larger_than_the_pool_takes_the_whole_pool(store):
-    settings = dataclasses.replace(SETTINGS, pool="brain_planes", batch_size=4096, n_epochs=1)
-    (run,) = store.get([settings])
-    facts = run.record["facts"]
-    assert facts["batch_size"] == facts["n_images"] == len(settings.pool_rows(store.dataset))
-    assert facts["optimiser_steps"] == 1
-
-
-# --- the same again ---
-
-
-def test_the_same_settings_give_the_same_weights_and_another_seed_others(tiny_dataset, run, tmp_path):
-    torch.manual_seed(1234)  # no global generator has a say
-    same, other = new_store(tiny_dataset, tmp_path).get([SETTINGS, dataclasses.replace(SETTINGS, seed=5)])
-    assert same.weights.read_bytes() == run.weights.read_bytes()
-    assert other.weights.read_bytes() != run.weights.read_bytes()
-
-
-@pytest.mark.parametrize("n_steps_done", [2, 3, 5])  # after an epoch, and within one
-def test_a_killed_and_resumed_pretraining_ends_like_an_uninterrupted_one(
-    tiny_dataset, run, tmp_path, monkeypatch, n_steps_done
-):
-    store, steps = new_store(tiny_dataset, tmp_path), []
-
-    def killed(self, batch):
-        if len(steps) == n_steps_done:
-            raise KeyboardInterrupt
-        steps.append(batch)
-        return original(self, batch)
-
-    original = Pretraining.train_batch
-    with monkeypatch.context() as patch:
-        patch.setattr(Pretraining, "train_batch", killed)
-        with pytest.raises(KeyboardInterrupt):
-            store.get([SETTINGS])
-    assert (store.folder(SETTINGS).with_suffix(".partial") / "checkpoint.pt").exists()
-    (resumed,) = store.get([SETTINGS])
-    assert resumed.weights.read_bytes() == run.weights.read_bytes()
-    assert resumed.record["facts"] == run.record["facts"]
-    pd.testing.assert_frame_equal(resumed.log.drop(columns="seconds"), run.log.drop(columns="seconds"))
 
 
 # --- what is refused ---
@@ -211,6 +91,8 @@ def test_a_killed_and_resumed_pretraining_ends_like_an_uninterrupted_one(
         {"projection_dim": 0},
         {"seed": -1},
         {"image_size": 4},
+        {"chunk_size": 1},
+        {"chunk_size": -2},
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name_before_the_run(store, wrong):
@@ -221,11 +103,20 @@ def test_settings_that_make_no_sense_are_refused_by_name_before_the_run(store, w
     assert not store.folder(settings).with_suffix(".partial").exists()
 
 
-def test_an_unknown_augmentation_or_pool_is_refused_before_the_run(store):
-    with pytest.raises(ValueError, match="blurry"):
-        store.get([dataclasses.replace(SETTINGS, augmentation="blurry")])
-    with pytest.raises(ValueError, match="hands"):
-        store.get([dataclasses.replace(SETTINGS, pool="hands")])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"augmentation": "blurry"}, "unknown preset 'blurry'"),
+        ({"augmentation": "weak without blur"}, "no family 'blur'"),
+        ({"pool": "hands"}, "task='hands' is unknown"),
+        ({"optimiser": "adam"}, "optimiser='adam' is unknown"),
+    ],
+)
+def test_a_name_that_is_unknown_is_refused_before_the_run(store, wrong, message):
+    settings = dataclasses.replace(SETTINGS, **wrong)
+    with pytest.raises(ValueError, match=message):
+        store.get([settings])
+    assert not store.folder(settings).with_suffix(".partial").exists()
 
 
 def test_an_encoder_before_its_pretraining_is_refused(store):
@@ -237,6 +128,48 @@ def test_a_pretraining_from_the_weights_of_a_file_starts_there(store, run):
     start = InitialWeights(backbone="test_efficientnet", init=str(run.weights))
     assert not any(weights_differ(start.encoder(), SETTINGS.encoder(store)))
     assert any(weights_differ(start.encoder(), build_encoder("test_efficientnet", init="random", seed=0)))
+
+
+# --- settings by name ---
+
+
+def test_settings_that_are_not_given_have_their_defaults():
+    assert settings_from({}) == Pretrain(start=InitialWeights(backbone=OFFLINE_BACKBONE, init="imagenet"))
+
+
+def test_every_setting_can_be_given_by_name(tmp_path):
+    more = open_unlabelled(write_images(tmp_path, {"new": np.zeros((9, 9), dtype=np.uint8)}))
+    given = {
+        "pool": "brain_planes",
+        "image_size": 64,
+        "n_epochs": 5,
+        "batch_size": 32,
+        "lr": 1.0,
+        "weight_decay": 0.0,
+        "warmup_fraction": 0.2,
+        "optimiser": "lars",
+        "temperature": 0.5,
+        "projection_dim": 64,
+        "augmentation": "ultrasound without blur",
+        "same_patient_negatives": False,
+        "chunk_size": 16,
+    }
+    start = InitialWeights(backbone="resnet18", init="random", seed=3)
+    expected = Pretrain(start=start, extra_images=more, seed=3, **given)
+    by_name = {"backbone": "resnet18", "init": "random", "extra_images": str(tmp_path), "seed": 3}
+    assert settings_from(given | by_name) == expected
+    assert {*given, "start", "extra_images", "seed"} == {field.name for field in dataclasses.fields(Pretrain)}
+
+
+def test_a_whole_number_is_a_rate_too_and_a_word_is_no_answer():
+    assert settings_from({"lr": 1}).lr == 1.0
+    with pytest.raises(UsageError, match="same_patient_negatives='no' is a str; expected a bool"):
+        settings_from({"same_patient_negatives": "no"})
+
+
+def test_a_seed_is_that_of_random_weights_too_and_of_no_others():
+    assert settings_from({"init": "random", "seed": 4}).start.seed == 4
+    assert settings_from({"seed": 4}).start.seed == 0
 
 
 # --- the command ---
@@ -278,3 +211,126 @@ def test_bad_input_ends_the_command_with_status_2(arguments, named, tiny_phantom
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and named in error
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("interrupted", ["open_dataset", "RunStore"])
+def test_an_interrupt_before_the_training_ends_the_command_with_status_130(
+    interrupted, tiny_phantom, tmp_path, monkeypatch, capsys
+):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simclr, interrupted, interrupt)
+    try:
+        status = main(["--data-dir", str(tiny_phantom), "--results-dir", str(tmp_path), *LONGER])
+    except KeyboardInterrupt:
+        pytest.fail("the interrupt was passed on, and would end with a traceback")
+    assert status == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+# --- killed and interrupted processes ---
+
+N_EPOCHS = 12
+LONGER = [
+    *["-p", "backbone", "test_efficientnet", "-p", "init", "random", "-p", "image_size", "32"],
+    *["-p", "batch_size", "4", "-p", "n_epochs", str(N_EPOCHS)],
+]
+needs_signals = pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals to a group of processes")
+
+
+@contextmanager
+def process(data_dir: Path, results_dir: Path) -> Iterator[subprocess.Popen]:
+    """The command in a process group of its own, of which nothing is left afterwards."""
+    command = [sys.executable, "-m", "fetal_utils.simclr", "--data-dir", str(data_dir)]
+    command += ["--results-dir", str(results_dir), "--device", "cpu", *LONGER]
+    started = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # sums in one order in every process
+    )
+    try:
+        yield started
+    finally:
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGKILL)
+        started.communicate()
+
+
+def kept_log(results_dir: Path) -> pd.DataFrame:
+    """Epochs that an unfinished run has on disk."""
+    logs = list((results_dir / "runs" / "simclr").glob("*.partial/log.csv"))
+    return pd.read_csv(logs[0]) if logs else pd.DataFrame()
+
+
+def wait_for_epochs(n_epochs: int, results_dir: Path, running: subprocess.Popen) -> None:
+    """Until that many are on disk."""
+    while len(kept_log(results_dir)) < n_epochs:
+        assert running.poll() is None, f"ended before epoch {n_epochs}: {running.communicate()}"
+        time.sleep(0.01)
+
+
+def kill(running: subprocess.Popen) -> None:
+    """As a machine that loses power would, or a batch system out of patience."""
+    os.killpg(running.pid, signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+
+
+def finished(running: subprocess.Popen) -> Path:
+    """The folder of the run when the command is done."""
+    out, errors = running.communicate(timeout=600)
+    assert running.returncode == 0, errors
+    return Path(out.splitlines()[-1])
+
+
+def assert_same_end(folder: Path, other: Path) -> None:
+    """Weights equal to the bit, and logs but for the times."""
+    assert (folder / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
+    times = ["seconds", "images_per_s", "share_outside_model"]
+    log, other_log = (pd.read_csv(path / "log.csv").drop(columns=times) for path in (folder, other))
+    pd.testing.assert_frame_equal(log, other_log, check_exact=True)
+    for path in (folder, other):
+        assert sorted(file.name for file in path.iterdir()) == ["log.csv", "record.json", "weights.safetensors"]
+
+
+@needs_signals
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tiny_phantom, tmp_path):
+    rng = np.random.default_rng(0)
+    cut = tmp_path / "cut"
+    with process(tiny_phantom, tmp_path / "whole") as undisturbed:
+        with process(tiny_phantom, cut) as running:
+            time.sleep(rng.uniform(0.1, 1.0))  # while it starts
+            kill(running)
+        assert kept_log(cut).empty
+        n_kept = 0
+        for _ in range(2):
+            with process(tiny_phantom, cut) as running:
+                wait_for_epochs(n_kept + int(rng.integers(1, 4)), cut, running)
+                time.sleep(rng.uniform(0, 0.15))  # anywhere in an epoch, or while its checkpoint is written
+                kill(running)
+            assert n_kept < len(kept_log(cut)) < N_EPOCHS
+            n_kept = len(kept_log(cut))
+        with process(tiny_phantom, cut) as running:
+            folder = finished(running)
+        assert_same_end(folder, finished(undisturbed))
+
+
+@needs_signals
+def test_an_interrupted_command_says_in_one_line_how_to_go_on_and_goes_on(tiny_phantom, tmp_path, capsys):
+    with process(tiny_phantom, tmp_path) as running:
+        wait_for_epochs(2, tmp_path, running)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does on Ctrl+C
+        _, errors = running.communicate(timeout=60)
+    kept = kept_log(tmp_path)
+    assert running.returncode == 130
+    said = f"SimCLR from random was interrupted; {len(kept)} of {N_EPOCHS} epochs are kept. Run the same again to go on"
+    assert errors.splitlines()[-1] == said
+    assert "Traceback" not in errors
+    arguments = ["--data-dir", str(tiny_phantom), "--results-dir", str(tmp_path), "--device", "cpu"]
+    assert main([*arguments, *LONGER]) == 0
+    log = pd.read_csv(Path(capsys.readouterr().out.splitlines()[-1]) / "log.csv")
+    assert log["epoch"].tolist() == list(range(1, N_EPOCHS + 1))
+    assert log["seconds"].head(len(kept)).tolist() == kept["seconds"].tolist()  # these were not trained again

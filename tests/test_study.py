@@ -90,7 +90,7 @@ def test_bad_data_ends_with_status_2_and_one_line(lines, named, tmp_path, capsys
 
 def test_good_data_of_the_same_kind_is_accepted(tmp_path, monkeypatch):
     data_dir = write_folder(tmp_path / "data", LINES)
-    monkeypatch.setattr(study, "execute", lambda execution, results_dir: "")
+    monkeypatch.setattr(study, "execute", lambda execution: "")
     arguments = ["-p", "task", "planes", "--data-dir", str(data_dir), "--results-dir", str(tmp_path / "results")]
     assert main([*SMOKE, *arguments]) == 0
 

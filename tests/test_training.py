@@ -9,17 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
+from torch import nn
 
 from fetal_utils.data import CSV_NAME
 from fetal_utils.dataset import Dataset
 from fetal_utils.encoders import Features, InitialWeights
+from fetal_utils.fine_tuning import FineTuning, softmax, steps_of_epochs
 from fetal_utils.models import Classifier
+from fetal_utils.optimisers import build_optimiser, parameter_groups
 from fetal_utils.predictions import check_predictions
 from fetal_utils.probes import PROBE_STRENGTHS, choose_probe, fit_probe
-from fetal_utils.runs import RunStore
+from fetal_utils.runs import RunsFailedError, RunStore, Work
 from fetal_utils.simclr import Pretrain
 from fetal_utils.supervised import LabelledData
-from fetal_utils.training import FineTune, FineTuning, LinearProbe, softmax, steps_of_epochs
+from fetal_utils.training import FineTune, LinearProbe
 from fetal_utils.weights import load_weights
 
 START = InitialWeights(backbone="test_efficientnet", init="random", seed=1)
@@ -287,6 +290,11 @@ def test_batches_of_two_and_batches_larger_than_the_subset_are_safe(store, batch
     assert np.isfinite(run.log[["train_loss", "val_loss"]].to_numpy()).all()
 
 
+def test_a_fine_tuning_that_diverges_fails_and_names_its_step(store):
+    with pytest.raises(RunsFailedError, match=r"FloatingPointError: the loss is (nan|inf) at step \d: .*lower lr"):
+        store.get([dataclasses.replace(FINE_TUNE, lr=1e36)])
+
+
 @pytest.mark.parametrize("n_steps_done", [2, 3, 6])  # after an evaluation, and between two
 def test_a_killed_and_resumed_fine_tuning_ends_like_an_uninterrupted_one(
     tiny_dataset, tuned, tmp_path, monkeypatch, n_steps_done
@@ -342,3 +350,61 @@ def test_softmax_by_hand_and_without_overflow():
     rows = softmax(np.array([[0.0, np.log(3.0)], [1000.0, 0.0]], dtype=np.float32))
     np.testing.assert_allclose(rows, [[0.25, 0.75], [1.0, 0.0]], atol=1e-7)
     assert rows.sum(1).tolist() == [1.0, 1.0]
+
+
+# --- rates of encoder and classifier ---
+
+
+def rates_of(optimiser, module):
+    """Learning rates of a module's parameters in an optimiser."""
+    own = set(module.parameters())
+    return {group["lr"] for group in optimiser.param_groups for p in group["params"] if p in own}
+
+
+def tuning_of(settings, dataset, folder):
+    store = new_store(dataset, folder)
+    return settings.begin(Work(folder=folder, dataset=dataset, store=store, device=store.device))
+
+
+def test_head_lr_factor_scales_the_rate_of_the_linear_layer_alone_at_every_step(tiny_dataset, tmp_path):
+    settings = dataclasses.replace(FINE_TUNE, head_lr_factor=10.0, warmup_fraction=0.5)
+    tuning = tuning_of(settings, tiny_dataset, tmp_path)
+    seen = []
+    for _ in range(settings.n_steps):
+        (of_encoder,), (of_head,) = (
+            rates_of(tuning.optimiser, part) for part in (tuning.model.encoder, tuning.model.head)
+        )
+        assert of_head == pytest.approx(10 * of_encoder)
+        seen.append(of_encoder)
+        tuning.optimiser.step()
+        tuning.schedule.step()
+    # a warm-up of 3 of the 7 steps, then the cosine over the other 4
+    cosine = [(1 + np.cos(np.pi * k / 4)) / 2 for k in range(4)]
+    assert seen == pytest.approx([FINE_TUNE.lr * share for share in (1 / 3, 2 / 3, 1, *cosine)])
+
+
+def test_each_parameter_is_in_one_group_and_the_head_keeps_its_rules_of_weight_decay():
+    model = Classifier(START.encoder(), 3, seed=0)
+    groups = parameter_groups(model, weight_decay=0.1, head=model.head, head_lr_factor=5.0)
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, model.parameters()))
+    assert [(group["lr_factor"], group["weight_decay"]) for group in groups] == [(1, 0.1), (1, 0), (5, 0.1), (5, 0)]
+    assert [len(group["params"]) for group in groups[2:]] == [1, 1]
+    assert groups[2]["params"][0] is model.head.weight
+    assert groups[3]["params"][0] is model.head.bias
+
+
+def test_one_step_of_sgd_moves_the_head_by_factor_times_rate_times_gradient():
+    module = nn.ModuleDict({"body": nn.Linear(1, 1, bias=False), "head": nn.Linear(1, 1, bias=False)})
+    for part in module.values():
+        nn.init.constant_(part.weight, 1.0)
+    optimiser = build_optimiser(module, lr=0.1, weight_decay=0.0, name="sgd", head=module["head"], head_lr_factor=3.0)
+    (0.5 * module["body"].weight + 0.5 * module["head"].weight).sum().backward()
+    optimiser.step()
+    assert module["body"].weight.item() == pytest.approx(1 - 0.1 * 0.5)
+    assert module["head"].weight.item() == pytest.approx(1 - 3 * 0.1 * 0.5)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_factor_that_is_no_rate_is_refused_by_name(tiny_dataset, factor):
+    with pytest.raises(ValueError, match=f"head_lr_factor={factor}"):
+        dataclasses.replace(FINE_TUNE, head_lr_factor=factor).check(tiny_dataset)
