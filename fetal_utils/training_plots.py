@@ -159,7 +159,7 @@ class LiveCockpit:
 
 
 def plot_trials(trials: pd.DataFrame, ax: Axes, *, task: str, label_fraction: float) -> Axes:
-    """What each change of a pretraining did on validation patients, against the base with the same seed.
+    """What each change of a pretraining did on validation patients, against the mean of the base's seeds.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def plot_trials(trials: pd.DataFrame, ax: Axes, *, task: str, label_fraction: fl
     Returns
     -------
     Axes
-        The one given. The band is how far the base with other seeds lies from the base.
+        The one given. The band is where the base with each of its seeds lies.
 
     Raises
     ------
@@ -184,10 +184,9 @@ def plot_trials(trials: pd.DataFrame, ax: Axes, *, task: str, label_fraction: fl
     require_rows(trials, columns)
     chosen = trials[(trials["task"] == task) & (trials["label_fraction"] == label_fraction)]
     require_rows(chosen, columns)
-    base = chosen[chosen["change"] == "base"]["val_macro_f1"]
-    noise = (base - base.iloc[0]).abs().max()
+    base = chosen[chosen["change"] == "base"]["difference"]
     changes = chosen[chosen["change"] != "base"].sort_values("difference")
-    ax.axvspan(-noise, noise, color="#DDDDDD", label="base, other seeds")
+    ax.axvspan(base.min(), base.max(), color="#DDDDDD", label="base, its seeds")
     ax.axvline(0, color=INK, linewidth=0.8)
     places = range(len(changes))
     ax.errorbar(
@@ -200,5 +199,5 @@ def plot_trials(trials: pd.DataFrame, ax: Axes, *, task: str, label_fraction: fl
     )
     ax.set_yticks(places, changes["change"])
     finish(ax, xlabel=f"macro-F1 minus base, {task}, {label_fraction:.0%} of labels", ylabel="", grid="x")
-    add_legend(ax)
+    add_legend(ax, loc="lower right")
     return ax

@@ -97,8 +97,9 @@ def judge(trials: Sequence[Trial], store: RunStore) -> pd.DataFrame:
     -------
     DataFrame
         A row per trial, task and label fraction: ``change, seed, task, label_fraction, val_macro_f1`` (mean over
-        draws), ``difference`` to the base of that seed on the same draws, ``difference_sd`` (over draws),
-        ``n_draws``, ``seconds`` of the pretraining. A trial that failed is not there.
+        draws), ``difference`` to the base, the mean of its seeds, on the same draws, ``difference_sd`` (over draws),
+        ``n_draws``, ``seconds`` of the pretraining. A trial that failed is not there. The differences of the base's
+        own rows say how far a seed alone moves it.
     """
     rows = [
         {
@@ -114,10 +115,10 @@ def judge(trials: Sequence[Trial], store: RunStore) -> pd.DataFrame:
         for probe in trial.probes
         if store.has(probe)
     ]
-    pair = ["seed", "task", "label_fraction", "draw"]
-    scores = pd.DataFrame(rows, columns=["change", *pair, "val_macro_f1", "seconds"])
+    pair = ["task", "label_fraction", "draw"]
+    scores = pd.DataFrame(rows, columns=["change", "seed", *pair, "val_macro_f1", "seconds"])
     scores["val_macro_f1"] = scores["val_macro_f1"].astype(float)  # also where no trial worked
-    base = scores[scores["change"] == "base"].set_index(pair)["val_macro_f1"].rename("base")
+    base = scores[scores["change"] == "base"].groupby(pair)["val_macro_f1"].mean().rename("base")
     scores = scores.join(base, on=pair)
     scores["difference"] = scores["val_macro_f1"] - scores["base"]
     grouped = scores.groupby(["change", "seed", "task", "label_fraction"], sort=False)

@@ -294,13 +294,13 @@ def test_the_live_cockpit_draws_no_more_often_than_asked_and_not_where_nobody_wa
 
 def test_trials_are_drawn_from_worst_to_best_over_the_spread_of_the_seeds(ax):
     about = {"task": "planes", "label_fraction": 0.1, "difference_sd": 0.01, "n_draws": 5}
-    rows = [("base", 0, 0.5, 0.0), ("base", 1, 0.53, 0.0), ("better", 0, 0.6, 0.1), ("worse", 0, 0.4, -0.1)]
+    rows = [("base", 0, 0.5, -0.01), ("base", 1, 0.52, 0.01), ("better", 0, 0.61, 0.1), ("worse", 0, 0.41, -0.1)]
     table = pd.DataFrame(rows, columns=["change", "seed", "val_macro_f1", "difference"]).assign(**about)
     plots.plot_trials(table, ax, task="planes", label_fraction=0.1)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["worse", "better"]
     (band,) = ax.patches
-    assert band.get_x() == pytest.approx(-0.03)
-    assert band.get_width() == pytest.approx(0.06)
+    assert band.get_x() == pytest.approx(-0.01)
+    assert band.get_width() == pytest.approx(0.02)
 
 
 def test_differences_are_filled_where_they_are_resolved_and_side_by_side_at_a_fraction(ax):
