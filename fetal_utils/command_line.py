@@ -40,7 +40,8 @@ def check_type(name: str, value: object, default: object) -> object:
             f"parameter {name}={value!r} is a {type(value).__name__}; "
             f"expected a {type(default).__name__}, as the default {default!r}"
         )
-    return [check_type(name, one, default[0]) for one in value] if isinstance(value, list) else value
+    # an empty list as default does not say what its values are
+    return [check_type(name, one, default[0]) for one in value] if isinstance(value, list) and default else value
 
 
 def add_parameters(parser: argparse.ArgumentParser, *, help: str) -> None:

@@ -56,6 +56,11 @@ def compare_grid(
     DataFrame
         Columns of `add_verdicts` with ``task, protocol, label_fraction``. Holm's correction counts all rows of a
         metric as one family. Where the baseline was not run, or nothing else was, there is no row.
+
+    Raises
+    ------
+    ValueError
+        If there is no row at all.
     """
     rows = []
     for protocol, fraction in points(runs):
@@ -66,6 +71,8 @@ def compare_grid(
                 tables, classes, n_resamples=n_resamples, rng=rng, metrics=metrics, baseline=baseline
             )
             rows.append(table.assign(task=runs[0].settings.task, protocol=protocol, label_fraction=fraction))
+    if not rows:
+        raise ValueError(f"nothing to compare: run {baseline!r} and at least one other strategy at one fraction")
     return add_verdicts(pd.concat(rows, ignore_index=True), family=("metric",))
 
 

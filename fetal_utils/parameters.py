@@ -12,7 +12,7 @@ from fetal_utils.augmentations import check_preset
 from fetal_utils.environment import pick_device
 from fetal_utils.images import ImageFormat
 from fetal_utils.optimisers import check_optimiser
-from fetal_utils.strategies import STRATEGIES
+from fetal_utils.strategies import STRATEGIES, find_strategy
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ CHECKS: dict[str, Callable[[object], object]] = {
     "augmentation": check_preset,
     "optimiser": check_optimiser,
     "device": pick_device,
+    "skip_strategies": lambda names: [find_strategy(name) for name in names],
 }
 
 

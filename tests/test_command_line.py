@@ -23,3 +23,9 @@ def test_a_whole_number_serves_as_a_float_also_in_a_list():
 def test_a_value_of_another_type_is_refused(value, default):
     with pytest.raises(UsageError, match="parameter x="):
         check_type("x", value, default)
+
+
+def test_an_empty_list_as_default_takes_a_list_of_anything_and_nothing_else():
+    assert check_type("skip_strategies", ["scratch"], []) == ["scratch"]
+    with pytest.raises(UsageError, match="skip_strategies"):
+        check_type("skip_strategies", "scratch", [])

@@ -123,3 +123,8 @@ def test_ancestors_are_all_runs_behind_a_run():
     run = make_run("simclr_imagenet", 5, starts=[FEATURES])
     assert list(ancestors(run.settings)) == [FEATURES, PRETRAINING]
     assert np.array_equal(list(ancestors(PRETRAINING)), [])
+
+
+def test_without_the_baseline_there_is_nothing_to_compare():
+    with pytest.raises(ValueError, match="run 'imagenet' and at least one other"):
+        compare_grid([make_run("scratch", 5)], CLASSES, n_resamples=20)

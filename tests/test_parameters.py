@@ -106,3 +106,10 @@ def test_the_smallest_phantom_allowed_can_be_split():
 
 def test_names_without_a_rule_pass_over():
     check_parameters({"data_dir": -1, "title": None})
+
+
+def test_strategies_to_skip_may_be_none_but_must_exist():
+    check_parameters({"skip_strategies": []})
+    check_parameters({"skip_strategies": ["dual_scratch"]})
+    with pytest.raises(ValueError, match="'dual' is unknown"):
+        check_parameters({"skip_strategies": ["dual"]})
