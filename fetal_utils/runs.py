@@ -247,11 +247,12 @@ class RunStore:
             "versions": versions(),
             "commit": commit(),
         }
-        half_written = work.folder.glob(".*.partial")  # by a killed process, see `replace_file`
-        for leftover in [work.folder / "traceback.txt", work.folder / "checkpoint.pt", *half_written]:
-            leftover.unlink(missing_ok=True)
         (work.folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         work.folder.replace(folder)
+        # only now: a kill before this line finds the checkpoint again
+        half_written = folder.glob(".*.partial")  # by a killed process, see `replace_file`
+        for leftover in [folder / "traceback.txt", folder / "checkpoint.pt", *half_written]:
+            leftover.unlink(missing_ok=True)
 
     def open(self, settings: Settings) -> Run:
         """A finished run, after a look whether its record really holds these settings and this data."""
