@@ -10,6 +10,7 @@ import pytest
 from fetal_utils.benchmarks import PERFORMANCE_COLUMNS
 from fetal_utils.dataset import PHANTOM_PATIENTS
 from fetal_utils.plans import NOTEBOOK_DIR
+from fetal_utils.strategies import STRATEGIES
 from fetal_utils.study import main
 from fetal_utils.tables import COMPARISONS_COLUMNS, METRICS_COLUMNS
 
@@ -94,7 +95,7 @@ def test_the_study_runs_on_the_phantom_and_a_second_call_computes_nothing(tmp_pa
     assert tuple(metrics.columns) == METRICS_COLUMNS
     assert tuple(comparisons.columns) == COMPARISONS_COLUMNS
     assert set(metrics["task"]) == {"planes", "brain_planes"}
-    assert set(metrics["strategy"]) == {"scratch", "imagenet", "simclr_scratch", "simclr_imagenet"}
+    assert set(metrics["strategy"]) == set(STRATEGIES)
     assert set(metrics["protocol"]) == {"linear_probe", "fine_tune"}
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
     _, again, _ = run_smoke(tmp_path)
