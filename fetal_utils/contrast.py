@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fetal_utils.diagnostics import alignment, top1_accuracy, uniformity
 from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import ProjectionHead, n_features
-from fetal_utils.optimisers import check_finite, climb_down, descend, mixed_precision, train_output
+from fetal_utils.optimisers import check_finite, climb_down, mixed_precision, train_output
 
 STEP_MEASURES = ("loss", "top1_accuracy", "alignment", "uniformity")
 
@@ -80,41 +80,46 @@ def contrast_step(
     ----------
     Gao et al. 2021, arXiv:2101.06983, section 3, for the pieces.
     """
-    views = torch.cat([view_a, view_b])  # one batch: shared batch statistics
-    options = {"temperature": temperature, "not_negatives": not_negatives}
-    if 0 < chunk_size < len(views):
-        loss, z = backward_in_pieces(model, optimiser, schedule, even_pieces(views, chunk_size), **options)
-        climb_down(model, optimiser, schedule)
-    else:
-        z = train_output(model, views)
-        loss = nt_xent_loss(*z.chunk(2), **options)
-        descend(model, optimiser, schedule, loss)
-    with torch.no_grad():
-        z_a, z_b = z.chunk(2)
-        return torch.stack([loss, top1_accuracy(z_a, z_b), alignment(z_a, z_b), uniformity(z)])
+    optimiser.zero_grad(set_to_none=True)
+    options = {"temperature": temperature, "not_negatives": not_negatives, "chunk_size": chunk_size}
+    loss, z = contrast_backward(model, schedule, view_a, view_b, **options)
+    climb_down(model, optimiser, schedule)
+    z_a, z_b = z.chunk(2)
+    return torch.stack([loss, top1_accuracy(z_a, z_b), alignment(z_a, z_b), uniformity(z)])
 
 
-def backward_in_pieces(
-    model: SimCLR, optimiser: torch.optim.Optimizer, schedule: LRScheduler, pieces: tuple[Tensor, ...], **options
+def contrast_backward(
+    model: SimCLR, schedule: LRScheduler, view_a: Tensor, view_b: Tensor, *, chunk_size: int = 0, **options
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the loss of all pieces together, the encoder holding one piece's activations at a time.
+    """Gradients of NT-Xent, added to those that the model has; no step is taken.
 
     Parameters
     ----------
-    model, optimiser, schedule
-        As for `contrast_step`; no step is taken.
-    pieces : tuple of Tensor, each of shape (n_views, 1, image_size, image_size)
-        All first views, then all second ones.
+    model, schedule, view_a, view_b, chunk_size
+        As for `contrast_step`; the schedule only names the step if the loss is not finite.
     **options
-        Of `nt_xent_loss`.
+        ``temperature``, and if wanted ``not_negatives``.
 
     Returns
     -------
     loss : Tensor, shape ()
-    projections : Tensor, shape (n_views in all, projection_dim)
-        Both detached.
+    projections : Tensor, shape (2 * n_images, projection_dim)
+        All first views, then all second ones; both results detached.
     """
-    optimiser.zero_grad(set_to_none=True)
+    views = torch.cat([view_a, view_b])  # one batch: shared batch statistics
+    if 0 < chunk_size < len(views):
+        return backward_in_pieces(model, schedule, even_pieces(views, chunk_size), **options)
+    z = train_output(model, views)
+    loss = nt_xent_loss(*z.chunk(2), **options)
+    check_finite(loss, schedule)
+    loss.backward()
+    return loss.detach(), z.detach()
+
+
+def backward_in_pieces(
+    model: SimCLR, schedule: LRScheduler, pieces: tuple[Tensor, ...], **options
+) -> tuple[Tensor, Tensor]:
+    """`contrast_backward` of all pieces together, the encoder holding one piece's activations at a time."""
     with torch.no_grad(), frozen_statistics(model.encoder):
         features = torch.cat([train_output(model.encoder, piece) for piece in pieces])
     features.requires_grad_()

@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LRScheduler
 
-from fetal_utils.contrast import SimCLR, backward_in_pieces, even_pieces
+from fetal_utils.contrast import SimCLR, contrast_backward
 from fetal_utils.fine_tuning import classification_loss
-from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import Classifier
-from fetal_utils.optimisers import check_finite, climb_down, train_output
+from fetal_utils.optimisers import check_finite, climb_down
 
 DUAL_MEASURES = ("train_loss", "contrast_loss", "train_gradient_norm", "contrast_gradient_norm")
 
@@ -95,7 +94,7 @@ def dual_step(
     optimiser.zero_grad(set_to_none=True)
     train_loss = contrast_loss = torch.tensor(torch.nan, device=class_weights.device)
     if views is not None:
-        contrast_loss = contrast_backward(network.simclr, optimiser, schedule, *views, **contrast)
+        contrast_loss, _ = contrast_backward(network.simclr, schedule, *views, **contrast)
         for parameter in network.simclr.parameters():
             if parameter.grad is not None:  # of a layer that an encoder does not use
                 parameter.grad.mul_(contrastive_weight)
@@ -110,26 +109,6 @@ def dual_step(
     give_gradients(network.encoder, of_labels, of_contrast)
     climb_down(network, optimiser, schedule)
     return torch.stack([train_loss.detach(), contrast_loss, *norms])
-
-
-def contrast_backward(
-    model: SimCLR,
-    optimiser: torch.optim.Optimizer,
-    schedule: LRScheduler,
-    view_a: Tensor,
-    view_b: Tensor,
-    *,
-    chunk_size: int = 0,
-    **options,
-) -> Tensor:
-    """Gradients of NT-Xent, without a step; the loss, shape (), detached. Parameters as for `contrast_step`."""
-    views = torch.cat([view_a, view_b])  # one batch: shared batch statistics
-    if 0 < chunk_size < len(views):
-        return backward_in_pieces(model, optimiser, schedule, even_pieces(views, chunk_size), **options)[0]
-    loss = nt_xent_loss(*train_output(model, views).chunk(2), **options)
-    check_finite(loss, schedule)
-    loss.backward()
-    return loss.detach()
 
 
 def take_gradients(module: nn.Module) -> dict[str, Tensor]:
