@@ -39,7 +39,7 @@ RULES = (
         "a whole number, 1 or more",
     ),
     Rule(
-        ("batch_size", "pretraining_batch_size"),
+        ("batch_size", "pretraining_batch_size", "contrastive_batch_size"),
         lambda x: is_whole(x) and x >= 2,
         "a whole number of images, 2 or more",
     ),

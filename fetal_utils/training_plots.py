@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 # columns of a pretraining's log and what their axes say
 INSTRUMENTS = {
     "loss": "NT-Xent loss (nats)",
-    "top1_accuracy": "other view found first (share)",
+    "top1_accuracy": "other view found first",
     "alignment": "alignment (squared distance)",
-    "uniformity": "uniformity (lower: more even)",
+    "uniformity": "uniformity (lower is even)",
     "feature_spread": "feature spread, held-out",
     "effective_rank": "effective rank, held-out",
-    "knn_macro_f1": "neighbours' macro-F1, held-out",
-    "probe_macro_f1": "linear macro-F1, held-out",
+    "knn_macro_f1": "neighbours' F1, held-out",
+    "probe_macro_f1": "linear probe's F1, held-out",
     "same_patient_anchors": "anchors meeting their patient",
     "same_class_negatives": "negatives of the same class",
     "images_per_s": "images per second",
-    "share_outside_model": "time outside the model (share)",
+    "share_outside_model": "time outside the model",
 }
 
 
@@ -120,6 +120,7 @@ def plot_cockpit(logs: Mapping[str, pd.DataFrame], *, batch_size: int) -> Figure
     chance = chance_loss(batch_size)
     axes[0, 0].axhline(chance, color=INK, linestyle=":", label=f"chance, ln({2 * batch_size - 1}) = {chance:.2f}")
     axes[0, 1].axhline(1 / (2 * batch_size - 1), color=INK, linestyle=":")
+    axes[0, 0].set_ylim(top=1.4 * chance)  # room for the legend above the lines
     axes[0, 1].set_ylim(0, 1)
     axes[2, 3].set_ylim(bottom=0)
     add_legend(axes[0, 0])

@@ -235,7 +235,7 @@ def test_the_cockpit_draws_each_instrument_of_each_log_and_skips_epochs_without_
     chance = next(line for label, line in lines_by_label(loss).items() if label.startswith("chance"))
     assert chance.get_ydata()[0] == pytest.approx(math.log(31))
     assert list(panels["effective rank, held-out"].get_lines()[0].get_xdata()) == [2]
-    assert list(panels["neighbours' macro-F1, held-out"].get_lines()[1].get_ydata()) == [0.6]
+    assert list(panels["neighbours' F1, held-out"].get_lines()[1].get_ydata()) == [0.6]
     assert len(figure.axes) == 12
 
 
