@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import f1_score
 
 from fetal_utils.dataset import Dataset
+from fetal_utils.diagnostics import macro_f1_of_present
 from fetal_utils.files import replace_file
 from fetal_utils.predictions import probability_columns
 from fetal_utils.runs import Work
@@ -97,8 +97,7 @@ class LabelledData:
 
     def macro_f1(self, rows: np.ndarray, predicted: np.ndarray) -> float:
         """Macro-F1 of predictions for rows, over the classes that these rows have."""
-        true = self.labels[rows]
-        return float(f1_score(true, predicted, labels=np.unique(true), average="macro", zero_division=0))
+        return macro_f1_of_present(self.labels[rows], predicted)
 
     def facts(self) -> dict:
         """Counts for the run's record."""
