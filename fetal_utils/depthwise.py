@@ -13,9 +13,9 @@ SMALL_MAP = 16  # output positions up to which the sums below beat the library (
 class DepthwiseConv2d(nn.Conv2d):
     """`torch.nn.Conv2d` with one kernel per channel; same parameters, names and results.
 
-    oneDNN, which torch uses on a CPU, takes up to 15 times as long for the weights' gradient on the last,
-    small maps of an EfficientNet as for all the rest of the layer; on those maps the gradient is summed
-    here instead. `notebooks/90_performance` has the figures.
+    oneDNN, which torch uses on a CPU, takes up to 15 times as long as the sums below for the weights' gradient on
+    the last, small maps of an EfficientNet; on those maps they are used instead. `notebooks/90_performance` has
+    the figures.
     """
 
     def _conv_forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
