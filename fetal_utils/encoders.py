@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fetal_utils.budgets import Budget
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import progress_bar
 from fetal_utils.files import replace_file
@@ -87,6 +88,9 @@ class Features(Settings):
     def check(self, dataset: Dataset) -> None:
         self.source.check(dataset)
         ImageFormat(self.image_size)
+
+    def budget(self, dataset: Dataset) -> Budget:
+        return Budget(backbone=self.source.backbone, image_size=self.image_size, images_encoded=len(dataset.metadata))
 
     def compute(self, work: Work) -> None:
         features = extract_features(

@@ -61,49 +61,6 @@ def metrics_table(
     return _tidy(mean_metrics(tables, classes, weights, metrics=metrics), classes)
 
 
-def metrics_by(
-    predictions: pd.DataFrame,
-    classes: Sequence[str],
-    *,
-    column: str,
-    n_resamples: int,
-    rng: np.random.Generator,
-    metrics: Sequence[str] = METRICS,
-) -> pd.DataFrame:
-    """The metrics within each value of a column, such as ``machine`` or ``operator``.
-
-    Returns
-    -------
-    DataFrame
-        As `metrics_table`, after the columns ``<column>, n_images, n_patients``. A group of one patient has
-        values but no interval (NaN). Groups hold different shares of the classes: compare them per class, or
-        by the macro mean where all have the same classes.
-
-    Raises
-    ------
-    ValueError
-        If the predictions are malformed, or the column is missing or has missing values.
-    """
-    check_predictions(predictions, classes)
-    if column not in predictions.columns:
-        raise ValueError(f"no column {column!r} in {list(predictions.columns)}: name one of these")
-    if predictions[column].isna().any():
-        raise ValueError(f"{predictions[column].isna().sum()} images have no {column!r}: fill in a name for them")
-    parts = []
-    for value, group in predictions.groupby(column, sort=True):
-        n_patients = group["patient"].nunique()
-        weights = np.ones((1, 1))
-        if n_patients > 1:
-            weights = draw_patient_weights(n_patients, n_resamples=n_resamples, rng=rng)
-        part = _tidy(weighted_metrics(group, classes, weights, metrics=metrics), classes)
-        for position, (name, cell) in enumerate(
-            [(column, value), ("n_images", len(group)), ("n_patients", n_patients)]
-        ):
-            part.insert(position, name, cell)
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
-
-
 def count_confusion(predictions: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
     """Confusion counts, shape (n_classes, n_classes): rows are true classes, columns predicted ones."""
     check_predictions(predictions, classes)

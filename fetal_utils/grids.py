@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
@@ -13,6 +14,26 @@ from fetal_utils.runs import Run, RunStore
 from fetal_utils.settings import Settings
 
 Predictions = dict[Hashable, pd.DataFrame]  # (draw, seed) -> predictions table
+
+
+def pair_draws(
+    draws: Sequence[int], seeds: Sequence[int], *, label_fraction: float, crossed: bool = True
+) -> list[tuple[int, int]]:
+    """The repeats of a run, as pairs of draw and seed.
+
+    Parameters
+    ----------
+    draws, seeds : sequence of int
+    label_fraction : float
+        All labels, 1, can be drawn in one way only: the first draw then stands for all.
+    crossed : bool
+        Every draw with every seed; else both in turn, the shorter list from its start again, which is cheaper and
+        spreads over draws and seeds at once, without telling them apart.
+    """
+    draws = draws if label_fraction < 1 else draws[:1]
+    if crossed:
+        return list(itertools.product(draws, seeds))
+    return [(draws[i % len(draws)], seeds[i % len(seeds)]) for i in range(max(len(draws), len(seeds)))]
 
 
 def by_strategy(runs: Sequence[Run], *, protocol: str, label_fraction: float) -> dict[str, Predictions]:

@@ -15,6 +15,8 @@ from fetal_utils.command_line import UsageError, check_type
 from fetal_utils.dataset import open_dataset
 from fetal_utils.environment import PROJECT_ROOT
 from fetal_utils.parameters import check_parameters
+from fetal_utils.runs import RunStore
+from fetal_utils.settings import Settings
 
 NOTEBOOK_DIR = PROJECT_ROOT / "notebooks"
 
@@ -24,6 +26,8 @@ PRESET_DIR = NOTEBOOK_DIR / "presets"
 
 PRESET_KEYS = {"description", "parameters", "grid", "notebooks"}
 
+
+ASKING = {"parameters", "imports", "setup", "wanted"}  # tags of the cells that lead to a notebook's list of runs
 
 BESIDE = "9"  # notebooks whose number starts so stand beside the study and run only when named
 
@@ -171,6 +175,23 @@ def check_inputs(executions: list[Execution]) -> None:
             if "task" in values:
                 dataset.task(values["task"])
             dataset.images(values["image_size"])  # decodes every image, so a broken one is found now
+
+
+def asked_runs(execution: Execution) -> tuple[RunStore, list[Settings]] | None:
+    """The runs that a notebook would ask for, with the store it would ask; None if it asks for none.
+
+    Its cells tagged `ASKING` are executed here, with the execution's parameters; they say what is wanted and compute
+    nothing of it.
+    """
+    notebook = nbformat.read(notebook_path(execution.notebook), as_version=4)
+    names: dict[str, object] = {}
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if ASKING & {*tags}:
+            exec(compile(cell.source, f"{execution.notebook}, cell {cell.id}", "exec"), names)
+        if "parameters" in tags:
+            names |= execution.parameters
+    return (names["store"], names["wanted"]) if "wanted" in names else None
 
 
 def variants(

@@ -7,6 +7,7 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from fetal_utils.budgets import Budget
 from fetal_utils.dataset import Dataset
 
 if TYPE_CHECKING:  # at run time `runs` reads this module, not the other way round
@@ -43,6 +44,10 @@ class Settings:
     def compute(self, work: Work) -> None:
         """Do the work and leave its files in ``work.folder``."""
         raise NotImplementedError
+
+    def budget(self, dataset: Dataset) -> Budget:
+        """What the run costs, without those it starts from."""
+        return Budget()
 
     def starts_from(self) -> list[Settings]:
         """The runs whose results this one reads."""

@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from fetal_utils.augmentations import check_preset
+from fetal_utils.budgets import Budget
 from fetal_utils.command_line import UsageError, add_parameters, check_type, parse_value
 from fetal_utils.dataset import Dataset, open_dataset
 from fetal_utils.encoders import InitialWeights, initial_weights
@@ -20,7 +21,7 @@ from fetal_utils.epochs import run_epochs
 from fetal_utils.images import ImageFormat
 from fetal_utils.models import OFFLINE_BACKBONE, build_encoder
 from fetal_utils.optimisers import check_optimisation, check_optimiser
-from fetal_utils.pretraining import Pretraining
+from fetal_utils.pretraining import LOOK_EVERY, Pretraining
 from fetal_utils.runs import RunsFailedError, RunStore, Work
 from fetal_utils.settings import Settings
 from fetal_utils.unlabelled import UnlabelledImages, open_unlabelled
@@ -119,6 +120,27 @@ class Pretrain(Settings):
             self.extra_images.check()
         if len(self.pool_rows(dataset)) < 2:
             raise ValueError(f"pool={self.pool!r} has fewer than two training images to contrast")
+
+    def budget(self, dataset: Dataset) -> Budget:
+        n_images = self.n_pool_images(dataset)
+        batch_size = min(self.batch_size, n_images)
+        n_steps = self.n_epochs * (n_images // batch_size)  # whole batches only
+        n_looks = -(-self.n_epochs // LOOK_EVERY)
+        n_looked_at = len(self.pool_rows(dataset)) + len(dataset.rows("val"))
+        return Budget(
+            backbone=self.backbone,
+            image_size=self.image_size,
+            optimiser_steps=n_steps,
+            views_seen=2 * n_steps * batch_size,
+            images_encoded=n_looks * n_looked_at,
+        )
+
+    def n_pool_images(self, dataset: Dataset) -> int:
+        """Images to learn from, those of a further folder included; looked at, as held-out patients' don't count."""
+        n_images = len(self.pool_rows(dataset))
+        if self.extra_images:
+            n_images += len(self.extra_images.images(dataset, self.image_size, progress=False)[0])
+        return n_images
 
     def compute(self, work: Work) -> None:
         pretraining = Pretraining(self, work)

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fetal_utils.dataset import Dataset
 from fetal_utils.dual_task import DualTask, contrast_settings
 from fetal_utils.encoders import EncoderSource, Features, initial_weights
 from fetal_utils.environment import project_path
@@ -137,7 +136,7 @@ def supervised_run(
     training : mapping, optional
         Fields of `FineTune`, and of `DualTask` for the strategies that have it.
     extra_steps : int
-        Optimiser steps beyond those of ``training``: give `pretraining_steps`, and a strategy that does not pretrain
+        Optimiser steps beyond those of ``training``: give those of a pretraining, and a strategy that does not pretrain
         has the budget of one that does. Its runs are then called ``<strategy>_equal_steps``, so that tables keep both.
 
     Returns
@@ -187,19 +186,3 @@ def own_settings(supervised: type[FineTune], training: Mapping[str, object]) -> 
     known = {entry.name for strategy in STRATEGIES.values() for entry in dataclasses.fields(strategy.supervised)}
     own = {entry.name for entry in dataclasses.fields(supervised)}
     return {name: value for name, value in training.items() if name in own or name not in known}
-
-
-def pretraining_steps(pretraining: Pretrain, dataset: Dataset) -> int:
-    """Optimiser steps of a pretraining: whole batches of its pool, times its epochs.
-
-    Parameters
-    ----------
-    pretraining : Pretrain
-        As from `encoder_source` for a strategy that pretrains.
-    dataset : Dataset
-        Further images of the pretraining, if it has any, are looked at here, as held-out ones do not count.
-    """
-    n_images = len(pretraining.pool_rows(dataset))
-    if pretraining.extra_images:
-        n_images += len(pretraining.extra_images.images(dataset, pretraining.image_size, progress=False)[0])
-    return pretraining.n_epochs * (n_images // min(pretraining.batch_size, n_images))

@@ -11,8 +11,9 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from fetal_utils.command_line import add_parameters, parse_value
-from fetal_utils.environment import PROJECT_ROOT
-from fetal_utils.plans import Execution, check_inputs, notebook_path, plan, read_preset
+from fetal_utils.environment import PROJECT_ROOT, pick_device
+from fetal_utils.estimates import N_ROUNDS, count_runs, estimate
+from fetal_utils.plans import Execution, asked_runs, check_inputs, notebook_path, plan, read_preset
 from fetal_utils.tables import merge_tables
 
 
@@ -63,6 +64,24 @@ def run_study(executions: list[Execution]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def show_estimate(executions: list[Execution]) -> None:
+    """Print what is still to be computed, and how long that would take here; nothing is trained."""
+    asked = {execution.name: runs for execution in executions if (runs := asked_runs(execution))}
+    runs = count_runs(asked)
+    device = pick_device(next((store.requested_device for store, _ in asked.values()), "auto"))
+    table = estimate(runs, device)
+    print(table.to_string(index=False, formatters={"hours": "{:.2f}".format}))
+    to_do = table[["optimiser_steps", "views_seen", "hours"]].sum()
+    print(
+        f"{len(runs)} runs, {runs['done'].sum()} of them finished. To do: {to_do['optimiser_steps']:,.0f} optimiser "
+        f"steps, {to_do['views_seen']:,.0f} views."
+    )
+    print(
+        f"About {to_do['hours']:.1f} hours on this machine's {device}, one run after another, by {N_ROUNDS} timed "
+        "steps of each network; drawing and reading of images, tables and figures come on top."
+    )
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m fetal_utils.study", description=__doc__)
@@ -70,6 +89,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", help="folder with Images/ and FETAL_PLANES_DB_data.csv; default: the phantom")
     parser.add_argument("--results-dir", help="where everything is written; default: results/<preset>")
     parser.add_argument("--scheduler", help="address of a Dask scheduler that computes the runs; default: here")
+    parser.add_argument("--dry-run", action="store_true", help="only count the runs and estimate their hours")
     parser.add_argument("--only", metavar="04", help="only the notebooks whose name starts so")
     add_parameters(parser, help="a notebook parameter, read as YAML; may be repeated")
     return parser.parse_args(arguments)
@@ -98,6 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if options.dry_run:
+        show_estimate(executions)
+        return 0
     results_dir = Path(given["results_dir"])
     print(f"results in {results_dir}", flush=True)
     report = run_study(executions)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fetal_utils.augmentations import check_preset
+from fetal_utils.budgets import Budget
 from fetal_utils.dataset import Dataset
 from fetal_utils.encoders import EncoderSource, Features
 from fetal_utils.epochs import run_epochs
@@ -100,6 +101,16 @@ class FineTune(Supervised):
             )
         if not 0 < self.head_lr_factor < math.inf:
             raise ValueError(f"head_lr_factor={self.head_lr_factor}: expected more than 0; 1 is one rate for all")
+
+    def budget(self, dataset: Dataset) -> Budget:
+        data = LabelledData(dataset, self)
+        return Budget(
+            backbone=self.source.backbone,
+            image_size=self.image_size,
+            optimiser_steps=self.n_steps,
+            views_seen=self.n_steps * min(self.batch_size, len(data.train)),
+            images_encoded=self.n_evaluations * len(data.val) + len(data.test),
+        )
 
     def begin(self, work: Work) -> FineTuning:
         """The training under way that these settings ask for."""

@@ -293,7 +293,7 @@ def test_the_weights_are_the_classifiers_alone_and_its_encoder_has_moved(run):
 
 def test_the_same_settings_give_the_same_weights_and_another_weight_others(tiny_dataset, run, tmp_path):
     torch.manual_seed(99)  # no global generator has a say
-    again, other = new_store(tiny_dataset, tmp_path).get([DUAL, dataclasses.replace(DUAL, contrastive_weight=0.1)])
+    again, other = new_store(tiny_dataset, tmp_path).get([DUAL, dataclasses.replace(DUAL, contrastive_weight=2.0)])
     assert again.weights.read_bytes() == run.weights.read_bytes()
     assert other.weights.read_bytes() != run.weights.read_bytes()
 

@@ -3,7 +3,7 @@ import pytest
 from prediction_tables import draw_predictions, make_patients_with_hits, make_predictions
 from sklearn.metrics import f1_score
 
-from fetal_utils.evaluation import count_confusion, metrics_by, metrics_table
+from fetal_utils.evaluation import count_confusion, metrics_table
 from fetal_utils.metrics import CLASS_METRICS, METRICS, OVERALL_METRICS
 
 CLASSES = ["a", "b", "c"]
@@ -83,35 +83,6 @@ def test_resampling_patients_covers_where_images_of_a_patient_are_alike():
 
 def test_resampling_images_does_not_cover_there():
     assert count_covering_intervals(by_patient=False, n_simulations=150) < 0.8
-
-
-def test_breakdown_is_the_table_of_each_group_with_its_counts():
-    predictions = draw_predictions(np.random.default_rng(3), CLASSES)
-    by_machine = metrics_by(predictions, CLASSES, column="machine", n_resamples=20, rng=np.random.default_rng(0))
-    for machine, group in predictions.groupby("machine"):
-        rows = by_machine[by_machine["machine"] == machine]
-        assert (rows["n_images"] == len(group)).all()
-        assert (rows["n_patients"] == group["patient"].nunique()).all()
-        expected = f1_score(group["true"], group["predicted"], average="macro")
-        assert lookup(rows, "macro", "f1")["value"] == pytest.approx(expected)
-
-
-def test_a_group_of_one_patient_has_a_value_without_interval():
-    predictions = make_predictions([0, 1, 0, 1], [0, 1, 0, 0], [1, 2, 3, 3], ["a", "b"], machine=["x", "x", "y", "y"])
-    by_machine = metrics_by(predictions, ["a", "b"], column="machine", n_resamples=20, rng=np.random.default_rng(0))
-    lone = lookup(by_machine[by_machine["machine"] == "y"], "macro", "accuracy")
-    assert lone["value"] == 0.5
-    assert np.isnan(lone["low"])
-    assert np.isnan(lone["high"])
-
-
-def test_breakdown_by_a_missing_or_incomplete_column_is_refused():
-    predictions = draw_predictions(np.random.default_rng(3), CLASSES)
-    with pytest.raises(ValueError, match="hospital"):
-        metrics_by(predictions, CLASSES, column="hospital", n_resamples=20, rng=np.random.default_rng(0))
-    predictions["machine"] = predictions["machine"].where(predictions["machine"] == "Aloka")
-    with pytest.raises(ValueError, match="'machine'"):
-        metrics_by(predictions, CLASSES, column="machine", n_resamples=20, rng=np.random.default_rng(0))
 
 
 def test_confusion_rows_are_true_classes_in_the_order_given():

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from prediction_tables import make_patients_with_hits
 
-from fetal_utils.grids import ancestors, by_strategy, compare_grid, count_costs, equivalence_grid, label_curves, points
+from fetal_utils.grids import (
+    ancestors,
+    by_strategy,
+    compare_grid,
+    count_costs,
+    equivalence_grid,
+    label_curves,
+    pair_draws,
+    points,
+)
 
 CLASSES = ["a", "b"]
 
@@ -128,3 +137,14 @@ def test_ancestors_are_all_runs_behind_a_run():
 def test_without_the_baseline_there_is_nothing_to_compare():
     with pytest.raises(ValueError, match="run 'imagenet' and at least one other"):
         compare_grid([make_run("scratch", 5)], CLASSES, n_resamples=20)
+
+
+def test_draws_and_seeds_are_crossed_or_taken_in_turn():
+    assert pair_draws([0, 1], [5, 6], label_fraction=0.1) == [(0, 5), (0, 6), (1, 5), (1, 6)]
+    assert pair_draws([0, 1, 2], [5, 6], label_fraction=0.1, crossed=False) == [(0, 5), (1, 6), (2, 5)]
+    assert pair_draws([0, 1], [5, 6, 7], label_fraction=0.1, crossed=False) == [(0, 5), (1, 6), (0, 7)]
+
+
+@pytest.mark.parametrize("crossed", [True, False])
+def test_all_labels_are_one_draw(crossed):
+    assert pair_draws([3, 4], [5, 6], label_fraction=1.0, crossed=crossed) == [(3, 5), (3, 6)]

@@ -89,7 +89,15 @@ def run_smoke(results_dir, *arguments):
     return text, pd.read_csv(results_dir / "metrics.csv"), pd.read_csv(results_dir / "comparisons.csv")
 
 
-def test_the_study_runs_on_the_phantom_and_a_second_call_computes_nothing(tmp_path):
+def count_by_dry_run(results_dir, capsys):
+    """What ``--dry-run`` says of the smoke preset: how many runs there are, and how many are finished."""
+    assert main(["--preset", "smoke", "--results-dir", str(results_dir), "--dry-run"]) == 0
+    return tuple(map(int, re.search(r"(\d+) runs, (\d+) of them finished", capsys.readouterr().out).groups()))
+
+
+def test_the_study_runs_on_the_phantom_and_a_second_call_computes_nothing(tmp_path, capsys):
+    n_runs, n_done = count_by_dry_run(tmp_path, capsys)
+    assert (n_done, (tmp_path / "runs").exists()) == (0, False)
     text, metrics, comparisons = run_smoke(tmp_path)
     assert PHANTOM_NOTICE in text
     assert tuple(metrics.columns) == METRICS_COLUMNS
@@ -98,6 +106,8 @@ def test_the_study_runs_on_the_phantom_and_a_second_call_computes_nothing(tmp_pa
     assert set(metrics["strategy"]) == set(STRATEGIES)
     assert set(metrics["protocol"]) == {"linear_probe", "fine_tune"}
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
+    assert len(records) == n_runs
+    assert count_by_dry_run(tmp_path, capsys) == (n_runs, n_runs)
     _, again, _ = run_smoke(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")} == records
     pd.testing.assert_frame_equal(metrics, again)

@@ -12,7 +12,7 @@ from fetal_utils.environment import PROJECT_ROOT
 from fetal_utils.models import build_encoder
 from fetal_utils.runs import RunStore
 from fetal_utils.simclr import Pretrain
-from fetal_utils.strategies import STRATEGIES, Strategy, encoder_source, pretraining_steps, supervised_run
+from fetal_utils.strategies import STRATEGIES, Strategy, encoder_source, supervised_run
 from fetal_utils.training import FineTune, LinearProbe
 from fetal_utils.unlabelled import open_unlabelled
 from fetal_utils.weights import save_weights
@@ -200,21 +200,21 @@ def test_steps_of_a_pretraining_are_those_that_its_record_counts(tiny_dataset, t
     settings = Pretrain(start=START, image_size=32, n_epochs=2, batch_size=batch_size)
     (run,) = RunStore(tmp_path, tiny_dataset, device="cpu", progress=False).get([settings])
     # 82 training images: two whole batches of 32, or one of all
-    assert pretraining_steps(settings, tiny_dataset) == (4 if batch_size == 32 else 2)
-    assert run.record["facts"]["optimiser_steps"] == pretraining_steps(settings, tiny_dataset)
+    assert settings.budget(tiny_dataset).optimiser_steps == (4 if batch_size == 32 else 2)
+    assert run.record["facts"]["optimiser_steps"] == settings.budget(tiny_dataset).optimiser_steps
 
 
 def test_steps_of_a_pretraining_count_further_images_without_those_of_held_out_patients(tiny_phantom, tiny_dataset):
     # every image of the phantom once more, of which those of its 82 training images are taken: 164 in all
     extra = open_unlabelled(tiny_phantom / "Images")
     settings = Pretrain(start=START, image_size=32, n_epochs=3, batch_size=20, extra_images=extra)
-    assert pretraining_steps(settings, tiny_dataset) == 3 * (164 // 20)
+    assert settings.budget(tiny_dataset).optimiser_steps == 3 * (164 // 20)
 
 
 def test_an_equal_budget_is_the_steps_of_pretraining_and_fine_tuning_under_a_name_of_its_own(tiny_dataset):
     small = ABOUT | {"backbone": "test_efficientnet", "image_size": 32}
     simclr = supervised_run("simclr_imagenet", protocol="fine_tune", **small, **SETTINGS)
-    extra_steps = pretraining_steps(simclr.source, tiny_dataset)
+    extra_steps = simclr.source.budget(tiny_dataset).optimiser_steps
     n_pool = len(tiny_dataset.rows("train", tiny_dataset.task("planes")))
     assert extra_steps == 7 * (n_pool // 48)
     for strategy in ("scratch", "imagenet"):
@@ -232,7 +232,7 @@ def test_steps_and_images_of_an_equal_budget_are_in_the_records(tiny_dataset, tm
         "training": {"n_steps": 3, "n_evaluations": 1, "batch_size": 16},
     }
     simclr = supervised_run("simclr_scratch", **small, **settings)
-    extra_steps = pretraining_steps(simclr.source, tiny_dataset)
+    extra_steps = simclr.source.budget(tiny_dataset).optimiser_steps
     wanted = [simclr.source, simclr, supervised_run("scratch", **small, **settings, extra_steps=extra_steps)]
     facts = [run.record["facts"] for run in RunStore(tmp_path, tiny_dataset, device="cpu", progress=False).get(wanted)]
     pretrained, tuned, equal = ((each["optimiser_steps"], each["views_seen"]) for each in facts)
