@@ -19,7 +19,17 @@ METRICS_COLUMNS = (
 COMPARISONS_COLUMNS = (
     "task", "protocol", "label_fraction", "strategy", "baseline", "metric", "difference", "low", "high", "resolved",
 )  # fmt: skip
-TABLES = {"metrics": METRICS_COLUMNS, "comparisons": COMPARISONS_COLUMNS}
+CAM_COLUMNS = (
+    "task", "strategy", "protocol", "label_fraction", "seed", "method", "map", "plane", "score", "value", "low", "high",
+    "n_images", "n_patients",
+)  # fmt: skip
+EMBEDDING_COLUMNS = ("task", "strategy", "method", "setting", "label", "score", "value", "low", "high")
+TABLES = {
+    "metrics": METRICS_COLUMNS,
+    "comparisons": COMPARISONS_COLUMNS,
+    "cam_scores": CAM_COLUMNS,
+    "embedding_scores": EMBEDDING_COLUMNS,
+}
 
 
 def metrics_of_run(run: Run, *, n_resamples: int = 1000) -> pd.DataFrame:
@@ -52,7 +62,7 @@ def write_part(table: pd.DataFrame, *, results_dir: str | Path, name: str, part:
         With at least the columns of that table.
     results_dir : path
     name : str
-        "metrics" or "comparisons".
+        A key of `TABLES`.
     part : str
         Says which rows, for example the notebook and the task.
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from fetal_utils.augmentations import check_preset
 from fetal_utils.budgets import Budget
 from fetal_utils.dataset import Dataset
@@ -14,11 +16,12 @@ from fetal_utils.epochs import run_epochs
 from fetal_utils.files import replace_file
 from fetal_utils.fine_tuning import FineTuning, softmax
 from fetal_utils.images import ImageFormat
+from fetal_utils.models import Classifier, build_encoder
 from fetal_utils.optimisers import check_optimisation
 from fetal_utils.probes import choose_probe
-from fetal_utils.runs import Work
+from fetal_utils.runs import RunStore, Work
 from fetal_utils.supervised import LabelledData, Supervised
-from fetal_utils.weights import save_weights
+from fetal_utils.weights import load_weights, save_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +105,26 @@ class FineTune(Supervised):
         if not 0 < self.head_lr_factor < math.inf:
             raise ValueError(f"head_lr_factor={self.head_lr_factor}: expected more than 0; 1 is one rate for all")
 
+    @property
+    def backbone(self) -> str:
+        return self.source.backbone
+
+    def classifier(self, store: RunStore) -> Classifier:
+        """The trained network, from a finished run, on the CPU."""
+        run = store.open(self)
+        encoder = build_encoder(self.backbone, init="random", seed=0)
+        classifier = Classifier(encoder, len(run.record["facts"]["classes"]), seed=0)
+        load_weights(classifier, run.weights)
+        return classifier
+
+    def encoder(self, store: RunStore) -> nn.Module:
+        """The trained encoder without its classifier, so that its features can be looked at."""
+        return self.classifier(store).encoder
+
     def budget(self, dataset: Dataset) -> Budget:
         data = LabelledData(dataset, self)
         return Budget(
-            backbone=self.source.backbone,
+            backbone=self.backbone,
             image_size=self.image_size,
             optimiser_steps=self.n_steps,
             views_seen=self.n_steps * min(self.batch_size, len(data.train)),

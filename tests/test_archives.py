@@ -7,7 +7,7 @@ from collections import namedtuple
 
 import pytest
 
-from fetal_utils.archives import ArchiveError, DiskSpaceError, check_space, extract
+from fetal_utils.archives import ArchiveError, DiskSpaceError, check_entries, check_space, extract
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -177,6 +177,14 @@ def test_a_changed_byte_of_the_content_is_damage(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"two", b"TWO"))
     with pytest.raises(ArchiveError, match=r"a\.zip is damaged \(Bad CRC-32"):
         extract(path, tmp_path / "out", choose=all_of)
+
+
+@pytest.mark.parametrize(("name", "offset"), [("", 0), ("a.txt", -1)])
+def test_an_entry_without_a_name_or_before_the_first_byte_is_damage(name, offset):
+    info = entry(name)
+    info.header_offset = offset
+    with pytest.raises(ArchiveError, match=f"entry {name!r} is damaged"):
+        check_entries([info], n_bytes=100)
 
 
 def test_a_compression_that_nobody_knows_is_damage(tmp_path):
