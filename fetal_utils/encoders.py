@@ -114,7 +114,6 @@ def save_array(array: np.ndarray, path: Path) -> None:
         np.save(file, array)
 
 
-@torch.inference_mode()
 def extract_features(
     module: nn.Module,
     images: np.ndarray,
@@ -147,9 +146,11 @@ def extract_features(
     """
     mean, std = normalisation(encoder or module)
     transform = EvalTransform(image_size, mean, std)
+    # moved outside of inference mode, in which weights would become tensors that can't be trained or explained again
     module.to(device, memory_format=torch.channels_last).eval()
     outputs = []
-    with progress_bar(total=len(images), desc="features", unit="image", show=progress, leave=False) as bar:
+    bar = progress_bar(total=len(images), desc="features", unit="image", show=progress, leave=False)
+    with bar, torch.inference_mode():
         for start in range(0, len(images), batch_size):
             # the copy makes a writable array of the read-only memory map
             batch = torch.from_numpy(images[start : start + batch_size].copy()).to(device)

@@ -95,6 +95,7 @@ def test_extracting_features_changes_no_weight_and_no_running_statistic(tiny_dat
     extract_features(encoder, tiny_dataset.images(SIZE, progress=False)[:10], image_size=SIZE, device=CPU)
     assert same_weights(encoder, untouched)
     assert not encoder.training
+    assert not any(weights.is_inference() for weights in encoder.parameters())  # they can still be trained
 
 
 def test_a_classifier_is_given_the_normalisation_of_its_encoder(tiny_dataset, features):
