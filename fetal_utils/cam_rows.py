@@ -9,7 +9,6 @@ from fetal_utils.intervals import draw_patient_weights, percentile_interval
 from fetal_utils.tables import CAM_COLUMNS
 
 
-
 def cam_rows(
     scores: pd.DataFrame,
     *,

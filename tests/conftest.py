@@ -1,12 +1,20 @@
 """Data that several test files share; session-wide ones must not be changed by a test."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import PROJECT_ROOT
 from fetal_utils.phantom import write_phantom
+
+# pytest-xdist's workers, and the kernels that they start, share the machine's cores
+if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    n_threads = max(1, (os.cpu_count() or 1) // n_workers)
+    os.environ["OMP_NUM_THREADS"] = str(n_threads)
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="session")

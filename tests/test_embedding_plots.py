@@ -129,7 +129,7 @@ def test_titles_hold_the_scores_of_their_map_and_label(table):
     )
     figure = plot_maps([make_map("pca")], table, labels=["plane", "machine"], scores=scores)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles[0] == "PCA, two components\nkNN 0.91 (0.88 to 0.94), trust 0.87 (0.86 to 0.89)"
+    assert titles[0] == "PCA, two components\nkNN 0.91 (0.88 to 0.94)\ntrust 0.87 (0.86 to 0.89)"
     assert titles[1] == "PCA, two components\nsilhouette 0.10 (0.05 to 0.20)"
 
 
@@ -146,7 +146,7 @@ def test_a_legend_of_many_patients_says_that_looks_repeat():
         figure = plot_maps([one], pd.DataFrame({"patient": patients}), labels=["patient"])
         (text,) = (text.get_text() for text in figure.axes[0].get_legend().get_texts())
         assert text.startswith(f"{len(set(patients))} patients")
-        assert ("same look" in text) is again
+        assert ("same look: not always\nthe same patient" in text) is again
 
 
 def test_settings_make_a_grid_of_perplexities_by_seeds(table):

@@ -153,7 +153,7 @@ def test_a_cam_is_asked_for_by_row_and_covers_the_image(table):
     assert asked == [4]
     assert len(panels) == 4
     gray, heat = panels[1].get_images()
-    assert gray.get_extent() == heat.get_extent() == (-0.5, 15.5, 11.5, -0.5)
+    assert [*gray.get_extent()] == [*heat.get_extent()] == [-0.5, 15.5, 11.5, -0.5]
     np.testing.assert_array_equal(heat.get_array(), np.eye(3))
     assert [len(panel.get_images()) for panel in panels] == [1, 2, 1, 1]
 

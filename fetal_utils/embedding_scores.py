@@ -1,0 +1,417 @@
+"""How features group by plane, patient and machine, in numbers: in their own space and on each map.
+
+A map is drawn by a method with settings and a seed; what it seems to show is worth what the same score says in the
+original space. Distances there are by cosine, on a map Euclidean.
+
+Every score is a mean over images or over classes, so its interval comes from resampling patients. Features, map and
+neighbours are held fixed: an interval says what other patients would change, and the rows of several seeds what
+another seed would.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn import config_context
+from sklearn.metrics import pairwise_distances_chunked, silhouette_samples
+from sklearn.model_selection import StratifiedGroupKFold
+
+from fetal_utils.embeddings import EmbeddingMap, check_features
+from fetal_utils.environment import progress_bar
+from fetal_utils.intervals import draw_patient_weights, percentile_interval
+from fetal_utils.metrics import mean_of_present
+from fetal_utils.probes import fit_probe
+from fetal_utils.tables import EMBEDDING_COLUMNS
+
+LABELS = ("plane", "patient", "machine")
+ALL_IMAGES = "all"  # in the column ``label`` of scores that look at no label
+N_FOLDS = 5
+STRENGTH = 0.1  # inverse regularisation of the logistic regression, the same in every space
+CHUNK_MIB = 64  # of a distance matrix in memory at once
+
+
+def embedding_scores(
+    features: np.ndarray,
+    maps: Sequence[EmbeddingMap],
+    metadata: pd.DataFrame,
+    *,
+    task: str,
+    strategy: str,
+    n_resamples: int,
+    rng: np.random.Generator,
+    n_neighbours: int = 10,
+    labels: Sequence[str] = LABELS,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """All scores of one encoder's features and of maps of them, as rows of ``embedding_scores.csv``.
+
+    Parameters
+    ----------
+    features : ndarray, shape (n_images, n_features)
+        Of test images: those trained on would flatter the encoder.
+    maps : sequence of EmbeddingMap
+        Of the same images in the same order.
+    metadata : DataFrame, one row per image
+        With a column ``patient`` and those in ``labels``; for another task, its classes as ``plane``.
+    task, strategy : str
+        Written into the rows.
+    n_resamples : int
+        Bootstrap resamples of the patients, the same for every score.
+    rng : Generator
+        Draws the resamples, and the folds that are the same for every space.
+    n_neighbours : int
+        Of the kNN vote, trustworthiness and continuity.
+    labels : sequence of str
+        Out of `LABELS`.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    DataFrame
+        Columns `EMBEDDING_COLUMNS`; ``low`` and ``high`` are a 95 % interval over patients, NaN for a chance level.
+        ``method`` is "original", "pca", "tsne" or "umap". Scores of ``plane`` and ``machine``: see `class_scores`;
+        of ``patient``: `patient_scores`; with the label "all", for maps only: `map_scores`.
+
+    Raises
+    ------
+    ValueError
+        If features hold NaN, tables differ in length, a column or a label is missing, a label has one class only, or
+        there are too few patients or images for an interval or for the neighbours.
+    """
+    features = check_features(features)
+    table = _check_table(metadata, len(features), labels)
+    patients = table["patient"].to_numpy()
+    weights = draw_patient_weights(len(np.unique(patients)), n_resamples=n_resamples, rng=rng)
+    shared = {"weights": weights, "n_neighbours": n_neighbours}
+    fold_seed = int(rng.integers(2**31))
+    spaces = [EmbeddingMap("original", features, {"features": features.shape[1]}), *maps]
+    parts = []
+    for space in progress_bar(
+        total=len(spaces), desc="scores", unit="space", show=progress, leave=False, iterable=spaces
+    ):
+        if len(space.points) != len(features):
+            raise ValueError(f"{space.method} has {len(space.points)} points, the features {len(features)} images")
+        metric = "cosine" if space.method == "original" else "euclidean"
+        found = {}
+        for label in labels:
+            if label == "patient":
+                found[label] = patient_scores(space.points, patients, metric=metric, **shared)
+            else:
+                classes = table[label].to_numpy()
+                found[label] = class_scores(
+                    space.points, classes, patients, metric=metric, fold_seed=fold_seed, **shared
+                )
+        if space.method != "original":
+            found[ALL_IMAGES] = map_scores(features, space.points, patients, **shared)
+        parts.append(_tidy(found).assign(task=task, strategy=strategy, method=space.method, setting=space.setting))
+    return pd.concat(parts, ignore_index=True)[list(EMBEDDING_COLUMNS)]
+
+
+def class_scores(
+    points: np.ndarray,
+    classes: np.ndarray,
+    patients: np.ndarray,
+    *,
+    metric: str,
+    n_neighbours: int,
+    weights: np.ndarray,
+    fold_seed: int,
+) -> dict[str, np.ndarray]:
+    """Scores of a label that patients share, such as plane or machine.
+
+    Parameters
+    ----------
+    points : ndarray, shape (n_images, n_dimensions)
+        A feature space or a map.
+    classes, patients : ndarray, shape (n_images,)
+    metric : str
+        "cosine" or "euclidean".
+    n_neighbours : int
+    weights : ndarray, shape (n_weightings, n_patients)
+        From `draw_patient_weights`.
+    fold_seed : int
+        Decides the folds.
+
+    Returns
+    -------
+    dict of str to ndarray, shape (n_weightings,)
+        ``knn_accuracy``, the share of images whose class wins the vote of their nearest images of *other*
+        patients (those of the same patient are alike whatever the class is; ties go to the nearer class);
+        ``silhouette``, mean over images;
+        ``separability``, the balanced accuracy of a logistic regression on patients it was not fitted to. On a map
+        it asks for straight borders, so a class drawn as two islands may have a low one and a high kNN accuracy;
+        ``knn_accuracy_chance``, the share of the most frequent class, and ``separability_chance``, 1 / number of
+        classes: what either comes to where the space says nothing.
+        Images of a class that only one patient has can't be right by kNN or by regression, and are left out of both.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two classes have two patients, or there are too few images of other patients.
+    """
+    n_patients = pd.Series(patients).groupby(classes).transform("nunique").to_numpy()
+    shared = n_patients > 1
+    n_classes = len(np.unique(classes[shared]))
+    if n_classes < 2:
+        raise ValueError(
+            f"classes {np.unique(classes).tolist()}, of which {n_classes} are seen in two patients or more: expected "
+            "at least 2 such classes; leave this label out of labels=..., or give more images"
+        )
+    nearest = nearest_images(points, n_neighbours=n_neighbours, metric=metric, patients=patients)
+    vote, linear = np.full(len(points), np.nan), np.full(len(points), np.nan)
+    vote[shared] = vote_is_right(nearest, classes)[shared]
+    linear[shared] = _held_out_is_right(points[shared], classes[shared], patients[shared], fold_seed=fold_seed)
+    of_class = [np.where(classes == name, linear, np.nan) for name in np.unique(classes)]
+    recalls = [patient_mean(values, patients, weights) for values in of_class]
+    return {
+        "knn_accuracy": patient_mean(vote, patients, weights),
+        "silhouette": patient_mean(silhouettes(points, classes, metric=metric), patients, weights),
+        "separability": mean_of_present(np.stack(recalls, axis=1)),
+        "knn_accuracy_chance": np.array([pd.Series(classes[shared]).value_counts(normalize=True).max()]),
+        "separability_chance": np.array([1 / n_classes]),
+    }
+
+
+def patient_scores(
+    points: np.ndarray, patients: np.ndarray, *, metric: str, n_neighbours: int, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Scores of how far images group by patient, which a classifier of planes has no use for.
+
+    Parameters and returned value are those of `class_scores`, but that neighbours may be any other image:
+    ``knn_accuracy`` and ``silhouette`` as there; ``separability``, the share of images whose nearest image is of the
+    same patient; ``separability_chance``, that share if neighbours were drawn at random. Images whose patient has no
+    other are left out of all four.
+
+    Raises
+    ------
+    ValueError
+        If no patient has two images, or there are too few images.
+    """
+    n_siblings = pd.Series(patients).groupby(patients).transform("size").to_numpy() - 1
+    if not n_siblings.any() or n_siblings[0] == len(patients) - 1:
+        raise ValueError(
+            f"{len(np.unique(patients))} patients of {len(patients)} images: expected at least 2 patients, one of "
+            "them with two images; leave 'patient' out of labels=..."
+        )
+    nearest = nearest_images(points, n_neighbours=n_neighbours, metric=metric)
+    values = {
+        "knn_accuracy": vote_is_right(nearest, patients),
+        "silhouette": silhouettes(points, patients, metric=metric),
+        "separability": vote_is_right(nearest[:, :1], patients),
+    }
+    means = {name: patient_mean(np.where(n_siblings, v, np.nan), patients, weights) for name, v in values.items()}
+    return means | {"separability_chance": np.array([n_siblings[n_siblings > 0].mean() / (len(patients) - 1)])}
+
+
+def map_scores(
+    features: np.ndarray, points: np.ndarray, patients: np.ndarray, *, n_neighbours: int, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """How well a map keeps neighbourhoods, in 0..1 each, about 0.5 for a map drawn at random.
+
+    Parameters are those of `class_scores`; ``features`` is the original space.
+
+    Returns
+    -------
+    dict of str to ndarray, shape (n_weightings,)
+        ``trustworthiness``: neighbours on the map are neighbours by features; ``continuity``, the same with the
+        spaces swapped: neighbours by features stay together on the map.
+
+    References
+    ----------
+    Venna and Kaski 2001, ICANN, LNCS 2130:485, equations 2 and 4.
+    """
+    spaces = (features, "cosine"), (points, "euclidean")
+    trust = trust_of_images(*spaces, n_neighbours=n_neighbours)
+    continuity = trust_of_images(*spaces[::-1], n_neighbours=n_neighbours)
+    return {
+        "trustworthiness": patient_mean(trust, patients, weights),
+        "continuity": patient_mean(continuity, patients, weights),
+    }
+
+
+def trust_of_images(
+    original: tuple[np.ndarray, str], drawn: tuple[np.ndarray, str], *, n_neighbours: int
+) -> np.ndarray:
+    """Each image's term of trustworthiness; their mean is scikit-learn's `trustworthiness`.
+
+    That function gives the mean alone, which can't be resampled, and holds several n x n matrices.
+
+    Parameters
+    ----------
+    original, drawn : tuple of ndarray and str
+        Points, shape (n_images, n_dimensions), and the metric between them.
+    n_neighbours : int
+        Less than half the images.
+
+    Returns
+    -------
+    ndarray, shape (n_images,)
+        1 where all neighbours in ``drawn`` are among as many nearest in ``original``; else less by how far down they
+        rank there.
+
+    Raises
+    ------
+    ValueError
+        If there are too few images.
+    """
+    points, metric = original
+    n_images = len(points)
+    if not 1 <= n_neighbours < n_images / 2:
+        raise ValueError(
+            f"n_neighbours={n_neighbours} with {n_images} images: expected less than half; lower it or give more images"
+        )
+    neighbours = nearest_images(drawn[0], n_neighbours=n_neighbours, metric=drawn[1])
+
+    def penalty(distances: np.ndarray, start: int) -> np.ndarray:
+        rows = np.arange(len(distances))
+        distances[rows, start + rows] = np.inf  # an image is not its own neighbour
+        theirs = np.take_along_axis(distances, neighbours[start : start + len(rows)], axis=1)
+        n_closer = np.stack([(distances < one[:, None]).sum(axis=1) for one in theirs.T], axis=1)
+        return np.maximum(0, n_closer + 1 - n_neighbours).sum(axis=1)
+
+    total = np.concatenate(list(_chunks(points, metric, penalty)))
+    return 1 - total * 2 / (n_neighbours * (2 * n_images - 3 * n_neighbours - 1))
+
+
+def nearest_images(
+    points: np.ndarray, *, n_neighbours: int, metric: str, patients: np.ndarray | None = None
+) -> np.ndarray:
+    """The nearest other images of each image, nearest first, exactly.
+
+    Parameters
+    ----------
+    points : ndarray, shape (n_images, n_dimensions)
+    n_neighbours : int
+    metric : str
+        "cosine" or "euclidean".
+    patients : ndarray, shape (n_images,), optional
+        If given, only images of other patients are found.
+
+    Returns
+    -------
+    ndarray of int, shape (n_images, n_neighbours)
+
+    Raises
+    ------
+    ValueError
+        If an image has not that many others.
+    """
+    groups = np.arange(len(points)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    n_others = len(points) - np.bincount(groups).max()
+    if not 1 <= n_neighbours <= n_others:
+        raise ValueError(
+            f"n_neighbours={n_neighbours}, and some of the {len(points)} images have only {n_others} others to choose "
+            f"from{'' if patients is None else ' (of other patients)'}: lower it or give more images"
+        )
+
+    def nearest(distances: np.ndarray, start: int) -> np.ndarray:
+        distances[groups[start : start + len(distances), None] == groups] = np.inf
+        near = np.argpartition(distances, n_neighbours - 1, axis=1)[:, :n_neighbours]
+        order = np.argsort(np.take_along_axis(distances, near, axis=1), axis=1)
+        return np.take_along_axis(near, order, axis=1)
+
+    return np.concatenate(list(_chunks(points, metric, nearest)))
+
+
+def vote_is_right(neighbours: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Whether the most frequent class among each image's neighbours is its own; of equals the nearer counts.
+
+    Parameters
+    ----------
+    neighbours : ndarray of int, shape (n_images, n_neighbours)
+        Nearest first.
+    classes : ndarray, shape (n_images,)
+
+    Returns
+    -------
+    ndarray of bool, shape (n_images,)
+    """
+    theirs = np.unique(classes, return_inverse=True)[1][neighbours]
+    n_votes = (theirs[:, :, None] == theirs[:, None, :]).sum(axis=2)  # for each neighbour, those of its class
+    winner = neighbours[np.arange(len(neighbours)), n_votes.argmax(axis=1)]  # argmax takes the first of equals
+    return classes[winner] == classes
+
+
+def silhouettes(points: np.ndarray, classes: np.ndarray, *, metric: str) -> np.ndarray:
+    """Silhouette of each image, shape (n_images,); NaN for the only image of its class.
+
+    References
+    ----------
+    Rousseeuw 1987, J Comput Appl Math 20:53, which scores such an image 0.
+    """
+    with config_context(working_memory=CHUNK_MIB):
+        values = silhouette_samples(points, classes, metric=metric)
+    alone = pd.Series(classes).groupby(classes).transform("size").to_numpy() == 1
+    return np.where(alone, np.nan, values)
+
+
+def patient_mean(values: np.ndarray, patients: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over images under each weighting of their patients.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n_images,)
+        NaN where an image does not count.
+    patients : ndarray, shape (n_images,)
+    weights : ndarray, shape (n_weightings, n_patients)
+        Columns follow the sorted patients.
+
+    Returns
+    -------
+    ndarray, shape (n_weightings,)
+        NaN where no image that counts has weight.
+    """
+    known = ~np.isnan(values)
+    patient, n_patients = np.unique(patients, return_inverse=True)[1][known], weights.shape[1]
+    sums = weights @ np.bincount(patient, values[known], minlength=n_patients)
+    counts = weights @ np.bincount(patient, minlength=n_patients)
+    return np.divide(sums, counts, out=np.full(len(weights), np.nan), where=counts > 0)
+
+
+def _held_out_is_right(points: np.ndarray, classes: np.ndarray, patients: np.ndarray, *, fold_seed: int) -> np.ndarray:
+    n_folds = min(N_FOLDS, len(np.unique(patients)))
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=fold_seed)
+    right = np.zeros(len(points))
+    with warnings.catch_warnings():
+        # a class of fewer patients than folds is expected here: some folds test none of it
+        warnings.filterwarnings("ignore", message="The least populated class")
+        for fitted, held_out in folds.split(points, classes, patients):
+            probe = fit_probe(points[fitted], classes[fitted], strength=STRENGTH)
+            right[held_out] = probe.predict(points[held_out]) == classes[held_out]
+    return right
+
+
+def _chunks(points: np.ndarray, metric: str, reduce):
+    """What ``reduce(distances, start)`` makes of the distances of some images to all, chunk by chunk."""
+    return pairwise_distances_chunked(points, metric=metric, reduce_func=reduce, working_memory=CHUNK_MIB)
+
+
+def _check_table(metadata: pd.DataFrame, n_images: int, labels: Sequence[str]) -> pd.DataFrame:
+    if not labels or not set(labels) <= set(LABELS):
+        raise ValueError(f"labels={list(labels)}: expected one or more of {list(LABELS)}")
+    columns = list(dict.fromkeys(["patient", *labels]))
+    missing = [column for column in columns if column not in metadata.columns]
+    if len(metadata) != n_images or missing:
+        raise ValueError(
+            f"{len(metadata)} rows with the columns {list(metadata.columns)} for the features of {n_images} images: "
+            f"expected a row for each image with {columns} (missing: {missing})"
+        )
+    table = metadata[columns]
+    if table.isna().any(axis=None):
+        columns = table.columns[table.isna().any()].tolist()
+        raise ValueError(f"some images have no value in {columns}: fill in a name, or leave these images out")
+    return table
+
+
+def _tidy(scores: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame:
+    """Rows of label, score, value and interval; the first of each array is of the data as they are."""
+    rows = []
+    for label, of_label in scores.items():
+        for score, values in of_label.items():
+            low, high = percentile_interval(values[1:])
+            rows.append({"label": label, "score": score, "value": values[0], "low": float(low), "high": float(high)})
+    return pd.DataFrame(rows)

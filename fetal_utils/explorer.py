@@ -1,0 +1,255 @@
+"""Images behind the points of a map: step through them in JupyterLab, or see a few of them in a still figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fetal_utils.data_plots import require_rows
+from fetal_utils.embedding_plots import add_value_legend, plot_map
+from fetal_utils.neighbours import find_neighbours
+from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, png, short_names, whiten
+
+EVERY = "every"  # the choice of a filter that lets all images through
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A map with all that is known of its images; row ``i`` of everything is image ``i``.
+
+    Attributes
+    ----------
+    points : ndarray, shape (n_images, 2)
+        Of the map.
+    features : ndarray, shape (n_images, n_features)
+        Of the original space, in which neighbours are found (by cosine).
+    images : ndarray of uint8, shape (n_images, height, width)
+        A memory map will do: only what is shown is read.
+    table : DataFrame, one row per image
+        Columns ``plane, patient, machine`` and, if there is a classifier, ``predicted``.
+    cam : callable, optional
+        Takes a row number and gives a heat map, shape (any height, any width), laid over the image.
+    n_neighbours : int
+        Images shown as the nearest ones.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, a column is missing, or there are not enough images for the neighbours.
+    """
+
+    points: np.ndarray
+    features: np.ndarray
+    images: np.ndarray
+    table: pd.DataFrame
+    cam: Callable[[int], np.ndarray] | None = None
+    n_neighbours: int = 5
+
+    def __post_init__(self) -> None:
+        require_rows(self.table, ["plane", "patient", "machine"])
+        lengths = {name: len(getattr(self, name)) for name in ("points", "features", "images", "table")}
+        if len(set(lengths.values())) != 1 or not 1 <= self.n_neighbours < len(self.table):
+            raise ValueError(
+                f"got {lengths} and n_neighbours={self.n_neighbours}: expected one row of each for every image, and "
+                "more images than neighbours"
+            )
+
+    def neighbours(self, row: int) -> np.ndarray:
+        """Rows of the nearest images by features, nearest first, of any patient; shape (n_neighbours,)."""
+        others = np.delete(np.arange(len(self.table)), row)
+        return find_neighbours(self.features, np.array([row]), others, n_neighbours=self.n_neighbours)[0]
+
+    def right(self) -> pd.Series:
+        """Whether the prediction of each image is its plane."""
+        return self.table["predicted"] == self.table["plane"]
+
+    def title(self, row: int) -> str:
+        """What an image is and, on a line of its own, what it was taken for."""
+        known = self.table.iloc[row]
+        text = f"{short_names([known['plane']])[0]}, patient {known['patient']}\n{known['machine']}"
+        if "predicted" not in known:
+            return text
+        verdict = "right" if known["predicted"] == known["plane"] else "WRONG"
+        return f"{text}\npredicted {short_names([known['predicted']])[0]}: {verdict}"
+
+
+def draw_points(scene: Scene, rows: Sequence[int]) -> Figure:
+    """The map with some points ringed, and beside it each one's image, CAM and nearest images.
+
+    Parameters
+    ----------
+    scene : Scene
+    rows : sequence of int
+        Images to show, a line of panels for each; one alone has its nearest images below it, larger.
+
+    Returns
+    -------
+    Figure
+        New, not known to pyplot.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows.
+    """
+    if not len(rows):
+        raise ValueError("no rows: name at least one image to show")
+    n_first = 1 if scene.cam is None else 2
+    n_columns = max(n_first, scene.n_neighbours) if len(rows) == 1 else n_first + scene.n_neighbours
+    figure = LooseFigure(figsize=(5.2 + 1.8 * n_columns, max(5.4, 2.5 * len(rows))), layout="constrained")
+    whiten(figure)
+    left, right = figure.subfigures(1, 2, width_ratios=[5.2, 1.8 * n_columns])
+    ax = plot_map(scene.points, scene.table["plane"], left.subplots(), size=6.0)
+    add_value_legend(ax, scene.table["plane"], below=True)
+    panels = right.subplots(max(2, len(rows)), n_columns, squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    lines = panels if len(rows) > 1 else [[*panels[0, :n_first], *panels[1, : scene.n_neighbours]]]
+    for number, (row, line) in enumerate(zip(rows, lines, strict=True), start=1):
+        _ring(ax, scene.points[row], f"{number}")
+        _draw_line(scene, row, line, f"{number}: ")
+    return figure
+
+
+def choose_rows(scene: Scene, *, n_points: int, rng: np.random.Generator) -> np.ndarray:
+    """Images for a still: drawn at random, half of them wrongly predicted as far as there are any.
+
+    Returns
+    -------
+    ndarray of int, shape (n_points,)
+        Sorted; fewer if there are fewer images.
+    """
+    order = rng.permutation(len(scene.table))
+    n_points = min(n_points, len(order))
+    if "predicted" not in scene.table.columns:
+        return np.sort(order[:n_points])
+    right = scene.right().to_numpy()[order]
+    wrong = order[~right][: max(n_points // 2, n_points - right.sum())]
+    return np.sort(np.concatenate([wrong, order[right][: n_points - len(wrong)]]))
+
+
+class MapExplorer(ipywidgets.VBox):
+    """Filters, a slider over the images they let through, and a button to walk to each nearest image.
+
+    A filter under which no image is left sets the other filters back; so does a button, if its image is held back.
+
+    Parameters
+    ----------
+    scene : Scene
+
+    Attributes
+    ----------
+    filters : dict of str to Dropdown
+        For plane, patient, machine and, where there are predictions, prediction ("right" or "wrong").
+    slider : SelectionSlider
+        Its value is the row shown, its options are the rows let through.
+    previous, following : Button
+    walks : list of Button
+        To the nearest image, the second nearest, ...
+    picture : Image
+        `draw_points` of the row.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene, self.labels = scene, _filter_labels(scene)
+        self.filters = {name: _filter(self.labels[name]) for name in self.labels.columns}
+        rows = list(range(len(self.labels)))
+        self.slider = ipywidgets.SelectionSlider(description="image", options=rows, continuous_update=False)
+        self.previous, self.following = (ipywidgets.Button(description=name) for name in ("previous", "next"))
+        self.walks = [ipywidgets.Button(description=f"to nearest {n}") for n in range(1, scene.n_neighbours + 1)]
+        self.picture = ipywidgets.Image(format="png")
+        self._connect()
+        steps = ipywidgets.HBox([self.slider, self.previous, self.following])
+        super().__init__([ipywidgets.HBox([*self.filters.values()]), steps, self.picture, ipywidgets.HBox(self.walks)])
+
+    def _connect(self) -> None:
+        for one in self.filters.values():
+            one.observe(self._refilter, names="value")
+        self.slider.observe(self._show, names="value")
+        self.previous.on_click(lambda _: self._step(-1))
+        self.following.on_click(lambda _: self._step(1))
+        for position, button in enumerate(self.walks):
+            button.on_click(lambda _, position=position: self._walk(position))
+        self._show()
+
+    def _show(self, _: object = None) -> None:
+        self.picture.value = png(draw_points(self.scene, [self.slider.value]))
+
+    def _let_through(self) -> list[int]:
+        through = np.ones(len(self.labels), dtype=bool)
+        for name, one in self.filters.items():
+            through &= ((self.labels[name] == one.value) | (one.value == EVERY)).to_numpy()
+        return np.flatnonzero(through).tolist()
+
+    def _refilter(self, change: dict) -> None:
+        if not (rows := self._let_through()):  # the last choice counts
+            self._clear([one for one in self.filters.values() if one is not change["owner"]])
+            rows = self._let_through()
+        self._offer(rows)
+
+    def _offer(self, rows: list[int]) -> None:
+        here = self.slider.value
+        self.slider.unobserve(self._show, names="value")  # new options move the slider: draw once, when all is set
+        self.slider.options = rows
+        self.slider.value = here if here in rows else rows[0]
+        self.slider.observe(self._show, names="value")
+        self._show()
+
+    def _clear(self, filters: Iterable[ipywidgets.Dropdown]) -> None:
+        for one in filters:
+            one.unobserve(self._refilter, names="value")
+            one.value = EVERY
+            one.observe(self._refilter, names="value")
+
+    def _step(self, by: int) -> None:
+        rows = self.slider.options
+        self.slider.value = rows[(rows.index(self.slider.value) + by) % len(rows)]
+
+    def _walk(self, position: int) -> None:
+        row = int(self.scene.neighbours(self.slider.value)[position])
+        if row not in self.slider.options:
+            self._clear(self.filters.values())
+            self._offer(self._let_through())
+        self.slider.value = row
+
+
+def _filter_labels(scene: Scene) -> pd.DataFrame:
+    labels = scene.table[["plane", "patient", "machine"]].astype(str).reset_index(drop=True)
+    if "predicted" in scene.table.columns:
+        labels = labels.assign(prediction=np.where(scene.right(), "right", "wrong"))
+    return labels
+
+
+def _filter(labels: pd.Series) -> ipywidgets.Dropdown:
+    return ipywidgets.Dropdown(description=labels.name, options=[EVERY, *sorted(labels.unique(), key=_numbers_first)])
+
+
+def _numbers_first(name: str) -> tuple[float, str]:
+    return (float(name), name) if name.isdecimal() else (float("inf"), name)
+
+
+def _ring(ax: Axes, point: np.ndarray, text: str) -> None:
+    ax.scatter(*point, s=160, facecolors="none", edgecolors=INK, linewidths=1.8, zorder=3)
+    ax.annotate(text, point, (9, 7), textcoords="offset points", color=INK, fontsize=FONT_SIZE, zorder=4)
+
+
+def _draw_line(scene: Scene, row: int, panels: Sequence[Axes], prefix: str) -> None:
+    """The image, its CAM if there is one, and its nearest images, in this order."""
+    shown = [(row, prefix + scene.title(row))]
+    if scene.cam is not None:
+        shown.append((row, "CAM"))
+    shown += [(other, f"nearest {n}\n{scene.title(other)}") for n, other in enumerate(scene.neighbours(row), start=1)]
+    for position, (panel, (other, title)) in enumerate(zip(panels, shown, strict=True)):
+        image = np.asarray(scene.images[other])
+        panel.imshow(image, cmap="gray", vmin=0, vmax=255)
+        if scene.cam is not None and position == 1:
+            height, width = image.shape
+            heat = np.asarray(scene.cam(row), dtype=float)
+            panel.imshow(heat, cmap="inferno", alpha=0.5, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        panel.set_title(title, fontsize=FONT_SIZE - 3, color=INK)
