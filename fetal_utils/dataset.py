@@ -18,7 +18,7 @@ from fetal_utils.receipts import Receipt, make_receipt
 from fetal_utils.splits import split_by_patient
 from fetal_utils.tasks import TASKS, Task, find_task, present_classes, read_tasks
 
-PHANTOM_PATIENTS = 160  # of the embedded data set, unless a notebook says otherwise
+PHANTOM_PATIENTS = 120  # of the embedded data set, unless a notebook says otherwise
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ def _umap(reduced: np.ndarray, *, n_neighbors: int, seed: int, progress: bool) -
     from umap import UMAP  # compiles on import and again on its first call: only for those who ask for it
 
     check_n_neighbors(n_neighbors, len(reduced))
-    # found here, exactly: umap would first spend a minute on compiling an approximate search
+    # found here, exactly: umap would compile an approximate search, which takes longer than all the rest
     distances, neighbours = NearestNeighbors(n_neighbors=n_neighbors).fit(reduced).kneighbors(reduced)
     bar = {"desc": f"UMAP {n_neighbors}", "unit": "epoch", "disable": not progress, "leave": False}
     with warnings.catch_warnings():

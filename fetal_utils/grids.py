@@ -27,13 +27,13 @@ def pair_draws(
     label_fraction : float
         All labels, 1, can be drawn in one way only: the first draw then stands for all.
     crossed : bool
-        Every draw with every seed; else both in turn, the shorter list from its start again, which is cheaper and
-        spreads over draws and seeds at once, without telling them apart.
+        Every draw with every seed; else each seed with one draw, in turn, which is cheaper and spreads over draws and
+        seeds at once, without telling them apart.
     """
     draws = draws if label_fraction < 1 else draws[:1]
     if crossed:
         return list(itertools.product(draws, seeds))
-    return [(draws[i % len(draws)], seeds[i % len(seeds)]) for i in range(max(len(draws), len(seeds)))]
+    return list(zip(itertools.cycle(draws), seeds, strict=False))
 
 
 def by_strategy(runs: Sequence[Run], *, protocol: str, label_fraction: float) -> dict[str, Predictions]:
