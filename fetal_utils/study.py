@@ -14,7 +14,7 @@ from fetal_utils.command_line import add_parameters, parse_value
 from fetal_utils.environment import PROJECT_ROOT, pick_device
 from fetal_utils.estimates import N_ROUNDS, count_runs, estimate
 from fetal_utils.plans import Execution, asked_runs, check_inputs, notebook_path, plan, read_preset
-from fetal_utils.tables import merge_tables
+from fetal_utils.tables import list_runs, merge_tables, write_table
 
 
 def execute(execution: Execution) -> str:
@@ -61,6 +61,7 @@ def run_study(executions: list[Execution]) -> pd.DataFrame:
         print(f"{execution.name}: {seconds} s{', failed: ' + reason if reason else ''}", flush=True)
     for results_dir in {execution.parameters["results_dir"] for execution in executions}:
         merge_tables(results_dir)
+        write_table(list_runs(results_dir), Path(results_dir) / "runs.csv")
     return pd.DataFrame(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ CAM_COLUMNS = (
     "n_images", "n_patients",
 )  # fmt: skip
 EMBEDDING_COLUMNS = ("task", "strategy", "method", "setting", "label", "score", "value", "low", "high")
+RUN_SETTINGS = ("task", "strategy", "label_fraction", "draw", "seed")
+RUN_FACTS = ("seconds", "peak_memory_mib", "device", "n_threads", "commit")
 TABLES = {
     "metrics": METRICS_COLUMNS,
     "comparisons": COMPARISONS_COLUMNS,
@@ -110,6 +113,24 @@ def merge_tables(results_dir: str | Path) -> list[Path]:
             replace_file(path, lambda beside, merged=merged: merged.to_csv(beside, index=False))
             written.append(path)
     return written
+
+
+def list_runs(results_dir: str | Path) -> pd.DataFrame:
+    """The finished runs of a results folder, with what made each.
+
+    Returns
+    -------
+    DataFrame
+        A row per run, sorted: ``kind``, ``key`` (name of its folder), the settings named in `RUN_SETTINGS` as far as
+        that kind has them, and the facts of `RUN_FACTS`.
+    """
+    rows = []
+    for path in sorted(Path(results_dir, "runs").glob("*/*/record.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        about = {"kind": path.parent.parent.name, "key": path.parent.name}
+        about |= {name: record["settings"].get(name) for name in RUN_SETTINGS}
+        rows.append(about | {name: record.get(name) for name in RUN_FACTS})
+    return pd.DataFrame(rows, columns=["kind", "key", *RUN_SETTINGS, *RUN_FACTS])
 
 
 def key_columns(columns: Sequence[str]) -> list[str]:

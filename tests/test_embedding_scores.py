@@ -6,21 +6,18 @@ import pytest
 from sklearn.manifold import trustworthiness
 from sklearn.metrics import silhouette_samples
 
-from fetal_utils import embedding_scores as module
+from fetal_utils import neighbourhoods
 from fetal_utils.embedding_scores import (
     EMBEDDING_COLUMNS,
     class_scores,
     embedding_scores,
     map_scores,
-    nearest_images,
     patient_mean,
     patient_scores,
-    silhouettes,
-    trust_of_images,
-    vote_is_right,
 )
 from fetal_utils.embeddings import EmbeddingMap
 from fetal_utils.intervals import draw_patient_weights
+from fetal_utils.neighbourhoods import nearest_images, silhouettes, trust_of_images, vote_is_right
 
 DEGREES = np.array([0, 10, 25, 90, 100, 180])
 ANGLES = np.stack([np.cos(np.deg2rad(DEGREES)), np.sin(np.deg2rad(DEGREES))], axis=1)
@@ -132,7 +129,7 @@ def test_distances_in_small_chunks_give_the_same(rng, monkeypatch):
         return nearest, trust_of_images((features, "cosine"), (points, "euclidean"), n_neighbours=4)
 
     whole = everything()
-    monkeypatch.setattr(module, "CHUNK_MIB", 0)  # scikit-learn then takes one image at a time
+    monkeypatch.setattr(neighbourhoods, "CHUNK_MIB", 0)  # scikit-learn then takes one image at a time
     for part, expected in zip(everything(), whole, strict=True):
         np.testing.assert_array_equal(part, expected)
 

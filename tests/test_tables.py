@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from prediction_tables import draw_predictions, make_patients_with_hits
+from toy_runs import Sum, toy_store
 
 from fetal_utils.encoders import Features, InitialWeights
-from fetal_utils.tables import COMPARISONS_COLUMNS, METRICS_COLUMNS, merge_tables, metrics_of_run, write_part
+from fetal_utils.tables import COMPARISONS_COLUMNS, METRICS_COLUMNS, list_runs, merge_tables, metrics_of_run, write_part
 from fetal_utils.training import LinearProbe
 
 SETTINGS = LinearProbe(
@@ -171,3 +172,23 @@ def test_merging_twice_changes_nothing(tmp_path):
 def test_without_parts_no_table_is_written(tmp_path):
     assert merge_tables(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+# --- the list of runs ---
+
+
+def test_every_finished_run_is_listed_with_what_made_it(tmp_path):
+    store = toy_store(tmp_path)
+    store.get([Sum(term=2, start=Sum(term=1))])
+    store.folder(Sum(term=9)).with_suffix(".partial").mkdir(parents=True)
+    runs = list_runs(tmp_path)
+    assert set(runs["key"]) == {
+        store.folder(settings).name for settings in (Sum(term=1), Sum(term=2, start=Sum(term=1)))
+    }
+    assert runs["kind"].tolist() == ["sum", "sum"]
+    assert runs["seconds"].ge(0).all()
+    assert runs["task"].isna().all()
+
+
+def test_a_folder_without_runs_gives_an_empty_list(tmp_path):
+    assert list_runs(tmp_path).empty
