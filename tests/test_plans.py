@@ -24,12 +24,12 @@ def test_a_given_task_replaces_the_grid():
 def test_a_given_value_goes_before_the_presets_and_only_to_notebooks_that_have_it():
     executions = plan(read_preset("smoke"), {"n_steps": 7})
     found = {execution.notebook[:2]: execution.parameters.get("n_steps") for execution in executions}
-    assert found == {"01": None, "02": None, "03": 7, "04": 7}
+    assert found == {"01": None, "02": None, "03": 7, "04": 7, "05": 7}
 
 
 def test_values_for_one_notebook_reach_only_that_one():
     executions = plan({"notebooks": {"02": {"image_size": 48}}}, {})
-    assert [e.parameters.get("image_size") for e in executions] == [None, 48, None, None]
+    assert [e.parameters.get("image_size") for e in executions] == [None, 48, None, None, None]
 
 
 def test_defaults_are_read_from_the_parameters_cell():
