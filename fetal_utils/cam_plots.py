@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fetal_utils.cam_maps import to_common_scale
 from fetal_utils.data_plots import require_rows
-from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, add_legend, colours_for, finish, short_names, whiten
+from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, add_legend, colours_for, finish, short_names
 
 HEAT = "plasma"
 OPACITY = 0.6  # of the highest value; where a map is 0 the image is seen as it is
@@ -81,8 +81,7 @@ def plot_cams(
         raise ValueError(f"predictions of {unknown}, maps of {list(maps)}: give them the same names")
     scaled = to_common_scale(np.stack(list(maps.values())), percentile=percentile)  # (n_rows, n_images, side, side)
     size = (panel_inches * len(images) + 1.1, (panel_inches + 0.35) * len(maps))
-    figure = LooseFigure(figsize=size, layout="constrained")
-    whiten(figure)
+    figure = LooseFigure(*size)
     panels = figure.subplots(len(maps), len(images), squeeze=False)
     for row, (name, row_panels) in enumerate(zip(maps, panels, strict=True)):
         for column, panel in enumerate(row_panels):

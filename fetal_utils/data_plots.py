@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, add_legend, colours_for, finish, short_names, whiten
+from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, add_legend, colours_for, finish, short_names
 
 # light and strong next to each other, as the parts of one bar are
 SPLIT_COLOURS = {"train": "#004488", "val": "#DDAA33", "test": "#BB5566"}
@@ -151,8 +151,7 @@ def contact_sheet(
     tallest = max(image.shape[0] / image.shape[1] for image in images)
     title_inches = 0.1 + 0.15 * max(title.count("\n") + 1 for title in titles)
     size = (panel_inches * n_columns, (panel_inches * tallest + title_inches) * n_rows + legend_inches)
-    figure = LooseFigure(figsize=size, layout="constrained")
-    whiten(figure)
+    figure = LooseFigure(*size)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for panel in panels:
         panel.set_axis_off()

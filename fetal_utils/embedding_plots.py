@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from fetal_utils.data_plots import require_rows
 from fetal_utils.embeddings import EmbeddingMap
-from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, add_legend, colours_for, finish, short_names, whiten
+from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, add_legend, colours_for, finish, short_names
 
 # Okabe and Ito 2008, "Color universal design", without yellow and black; there are more patients than colours
 PATIENT_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
@@ -139,8 +139,7 @@ def plot_maps(
     if scores is not None and scores.duplicated(["method", "setting", "label", "score"]).any():
         raise ValueError("the scores repeat for one map and label: choose the rows of one task and strategy")
     size = (panel_inches * len(maps) + 1.6, (panel_inches + 0.7) * len(labels))
-    figure = LooseFigure(figsize=size, layout="constrained")
-    whiten(figure)
+    figure = LooseFigure(*size)
     panels = figure.subplots(len(labels), len(maps), squeeze=False)
     for row, label in zip(panels, labels, strict=True):
         for column, (ax, one) in enumerate(zip(row, maps, strict=True)):
@@ -193,8 +192,7 @@ def plot_settings(
     settings = list(dict.fromkeys(setting for setting, _ in placed))
     seeds = sorted({seed for _, seed in placed})
     size = (panel_inches * len(seeds) + 1.4, (panel_inches + 0.3) * len(settings) + 0.3)
-    figure = LooseFigure(figsize=size, layout="constrained")
-    whiten(figure)
+    figure = LooseFigure(*size)
     panels = figure.subplots(len(settings), len(seeds), squeeze=False)
     for (row, column), ax in np.ndenumerate(panels):
         if (one := placed.get((settings[row], seeds[column]))) is None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fetal_utils.data_plots import require_rows
 from fetal_utils.embedding_plots import add_value_legend, plot_map
 from fetal_utils.neighbours import find_neighbours
-from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, png, short_names, whiten
+from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, png, short_names
 
 EVERY = "every"  # the choice of a filter that lets all images through
 
@@ -102,8 +102,7 @@ def draw_points(scene: Scene, rows: Sequence[int]) -> Figure:
         raise ValueError("no rows: name at least one image to show")
     n_first = 1 if scene.cam is None else 2
     n_columns = max(n_first, scene.n_neighbours) if len(rows) == 1 else n_first + scene.n_neighbours
-    figure = LooseFigure(figsize=(5.2 + 1.8 * n_columns, max(5.4, 2.5 * len(rows))), layout="constrained")
-    whiten(figure)
+    figure = LooseFigure(5.2 + 1.8 * n_columns, max(5.4, 2.5 * len(rows)))
     left, right = figure.subfigures(1, 2, width_ratios=[5.2, 1.8 * n_columns])
     ax = plot_map(scene.points, scene.table["plane"], left.subplots(), size=6.0)
     add_value_legend(ax, scene.table["plane"], below=True)

@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from fetal_utils.data import IMAGE_DIR
@@ -228,13 +229,25 @@ def read_image(path: Path, image_format: ImageFormat) -> np.ndarray:
     return fit_to_square(picture, image_format)[0].numpy()
 
 
-def fit_to_square(picture: torch.Tensor, image_format: ImageFormat) -> torch.Tensor:
+def corner_shape(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the corner where scanners print, in a picture of this size, px."""
+    return tuple(max(1, round(share * n)) for share, n in zip(TEXT_CORNER, (height, width), strict=True))
+
+
+def fit_to_square(
+    picture: torch.Tensor,
+    image_format: ImageFormat,
+    *,
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+) -> torch.Tensor:
     """A picture in the format's geometry, antialiased.
 
     Parameters
     ----------
     picture : Tensor of uint8, shape (1, height, width)
     image_format : ImageFormat
+    interpolation : InterpolationMode
+        The nearest neighbour keeps the values of a mask whole, without antialiasing.
 
     Returns
     -------
@@ -242,7 +255,8 @@ def fit_to_square(picture: torch.Tensor, image_format: ImageFormat) -> torch.Ten
     """
     size, geometry = image_format.image_size, image_format.geometry
     height, width = picture.shape[1:]
-    corner_rows, corner_columns = (max(1, round(k * n)) for k, n in zip(TEXT_CORNER, (height, width), strict=True))
+    corner_rows, corner_columns = corner_shape(height, width)
+    options = {"interpolation": interpolation, "antialias": interpolation == InterpolationMode.BILINEAR}
     if geometry == "text_corner":
         picture = picture[:, :corner_rows, width - corner_columns :]
         height, width = picture.shape[1:]
@@ -250,9 +264,9 @@ def fit_to_square(picture: torch.Tensor, image_format: ImageFormat) -> torch.Ten
         picture = picture.clone()
         picture[:, :corner_rows, width - corner_columns :] = 0
     if geometry == "crop":
-        return F.center_crop(F.resize(picture, [size], antialias=True), [size])
+        return F.center_crop(F.resize(picture, [size], **options), [size])
     scale = size / max(height, width)
     shape = [max(1, round(height * scale)), max(1, round(width * scale))]
     top, left = (size - shape[0]) // 2, (size - shape[1]) // 2
     padding = [left, top, size - shape[1] - left, size - shape[0] - top]
-    return F.pad(F.resize(picture, shape, antialias=True), padding)
+    return F.pad(F.resize(picture, shape, **options), padding)

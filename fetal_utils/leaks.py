@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fetal_utils.data import CSV_NAME, IMAGE_DIR, TASKS_NAME
 from fetal_utils.dataset import Dataset
-from fetal_utils.images import files_hash, image_paths
-from fetal_utils.masks import LEAK, LEAK_RECORD, corner_shape, mask_kinds, read_values
+from fetal_utils.images import corner_shape, files_hash, image_paths
+from fetal_utils.masks import LEAK, LEAK_RECORD, mask_kinds, read_values
 from fetal_utils.phantom import MASK_DIR
 from fetal_utils.phantom.dataset import RECORD_NAME
 from fetal_utils.tasks import Task

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from fetal_utils.data import IMAGE_DIR
 from fetal_utils.dataset import Dataset
-from fetal_utils.images import TEXT_CORNER, ImageFormat
+from fetal_utils.images import ImageFormat, corner_shape, fit_to_square
 from fetal_utils.phantom import ANATOMY, CALIPERS, MASK_DIR, TEXT
 
 LEAK = 4  # value of a box with the answer in it, painted by `fetal_utils.leaks`
@@ -106,11 +105,6 @@ def corner_masks(dataset: Dataset, rows: Sequence[int], image_size: int) -> np.n
     return masks
 
 
-def corner_shape(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of that corner in a picture of this size, px."""
-    return tuple(max(1, round(share * n)) for share, n in zip(TEXT_CORNER, (height, width), strict=True))
-
-
 def fit_mask(values: np.ndarray, image_format: ImageFormat) -> np.ndarray:
     """What `images.fit_to_square` does to a picture, done to its mask: the same geometry, values kept whole.
 
@@ -124,16 +118,5 @@ def fit_mask(values: np.ndarray, image_format: ImageFormat) -> np.ndarray:
     ndarray of uint8, shape (image_size, image_size)
         Of each pixel the value at its centre (nearest neighbour); 0 in the bars.
     """
-    size, (height, width) = image_format.image_size, values.shape
     picture = torch.from_numpy(values.copy())[None]
-    if image_format.blank_text:
-        n_rows, n_columns = corner_shape(height, width)
-        picture[:, :n_rows, width - n_columns :] = 0
-    nearest = {"interpolation": InterpolationMode.NEAREST_EXACT}
-    if image_format.geometry == "crop":
-        return F.center_crop(F.resize(picture, [size], **nearest), [size])[0].numpy()
-    scale = size / max(height, width)
-    shape = [max(1, round(height * scale)), max(1, round(width * scale))]
-    top, left = (size - shape[0]) // 2, (size - shape[1]) // 2
-    padding = [left, top, size - shape[1] - left, size - shape[0] - top]
-    return F.pad(F.resize(picture, shape, **nearest), padding)[0].numpy()
+    return fit_to_square(picture, image_format, interpolation=InterpolationMode.NEAREST_EXACT)[0].numpy()

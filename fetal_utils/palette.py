@@ -136,7 +136,17 @@ def finish(ax: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "", gri
 
 
 class LooseFigure(Figure):
-    """A figure that pyplot does not know and that a cell shows all the same, whether or not pyplot has drawn before."""
+    """A figure that pyplot does not know and that a cell shows all the same, whether or not pyplot has drawn before.
+
+    Parameters
+    ----------
+    width, height : float
+        In inches.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height), layout="constrained")
+        whiten(self)
 
     def _repr_png_(self) -> bytes:
         return png(self)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fetal_utils.data_plots import require_rows
 from fetal_utils.diagnostics import chance_loss
 from fetal_utils.environment import somebody_watches
-from fetal_utils.palette import INK, LooseFigure, add_legend, colours_for, finish, whiten
+from fetal_utils.palette import INK, LooseFigure, add_legend, colours_for, finish
 
 if TYPE_CHECKING:
     from fetal_utils.simclr import Pretrain
@@ -106,8 +106,7 @@ def plot_cockpit(logs: Mapping[str, pd.DataFrame], *, batch_size: int) -> Figure
     ValueError
         If a log is empty or a column is missing.
     """
-    figure = LooseFigure(figsize=(15, 8.4), layout="constrained")
-    whiten(figure)
+    figure = LooseFigure(15, 8.4)
     axes = figure.subplots(3, 4)
     colours = colours_for(list(logs))
     for ax, (column, label) in zip(axes.flat, INSTRUMENTS.items(), strict=True):

@@ -7,8 +7,8 @@ from data_folders import plane_lines, write_folder, write_images
 from PIL import Image
 
 from fetal_utils.dataset import Dataset
-from fetal_utils.images import ImageFormat, fit_to_square
-from fetal_utils.masks import corner_masks, corner_shape, fit_mask, has_masks, mask_kinds, read_masks
+from fetal_utils.images import ImageFormat, corner_shape, fit_to_square
+from fetal_utils.masks import corner_masks, fit_mask, has_masks, mask_kinds, read_masks
 
 LINES = plane_lines(n_train=8, n_test=2)
 SIZES = [(37, 53), (64, 64), (160, 120), (131, 197)]

@@ -89,5 +89,8 @@ def test_text_is_dark_on_white_under_a_dark_style_too():
     assert max(max(to_rgb(text.get_color())) for text in texts) < 0.3
 
 
-def test_a_loose_figure_shows_itself_as_a_picture_without_pyplot():
-    assert LooseFigure(figsize=(1, 1))._repr_png_().startswith(b"\x89PNG")
+def test_a_loose_figure_shows_itself_as_a_picture_without_pyplot_on_white_in_a_dark_theme_too():
+    with matplotlib.style.context("dark_background"):
+        figure = LooseFigure(2, 1)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert tuple(figure.get_size_inches()) == (2, 1) and figure.get_facecolor() == (1, 1, 1, 1)
