@@ -35,6 +35,7 @@ def score_images(
     min_side: int = 1,
     n_steps: int = N_STEPS,
     percentiles: Sequence[int] = PERCENTILES,
+    only_masks: bool = False,
 ) -> pd.DataFrame:
     """Every score of every image, for the maps of the network and for the three baselines.
 
@@ -58,6 +59,8 @@ def score_images(
     n_steps, percentiles
         Of `insertion_area` and `road`; ROAD solves a system of equations for each image and percentile, and is left
         out if there are none.
+    only_masks : bool
+        Only the scores of the masks: one map of an image, where faithfulness and stability take dozens of passes.
 
     Returns
     -------
@@ -86,7 +89,7 @@ def score_images(
         for name, make_maps in map_makers(*cams, explained, rng=rng).items():
             scores = scores_of(
                 cams[0], images, make_maps, answer_targets(model, explained, len(images)), masks=masks,
-                rng=np.random.default_rng(seed), n_steps=n_steps, percentiles=percentiles,
+                rng=np.random.default_rng(seed), n_steps=n_steps, percentiles=percentiles, only_masks=only_masks,
             )  # fmt: skip
             parts += [pd.DataFrame(about | {"map": name, "score": k, "value": v}) for k, v in scores.items()]
     return pd.concat(parts, ignore_index=True)
@@ -121,9 +124,15 @@ def scores_of(
     rng: np.random.Generator,
     n_steps: int,
     percentiles: Sequence[int],
+    only_masks: bool,
 ) -> dict[str, np.ndarray]:
     """Every score of one kind of map, each of shape (n_images,); arguments as for `score_images`."""
     model, maps = cam.model, make_maps(images)
+    on_masks = {
+        f"{name}_{kind}": score(maps, mask) for kind, mask in masks.items() for name, score in MASK_SCORES.items()
+    }
+    if only_masks:
+        return on_masks
     mean, std = normalisation(model.encoder if isinstance(model, Classifier) else model)
     ranks = rank_pixels(maps, rng=rng)
     by_road = {"road": road(model, images, ranks, targets, rng=rng, percentiles=percentiles)} if percentiles else {}
@@ -135,5 +144,5 @@ def scores_of(
             "shift_stability": shift_stability(make_maps, images, maps, black=-mean / std, rng=rng),
             "speckle_stability": speckle_stability(make_maps, images, maps, mean=mean, std=std, rng=rng),
         }
-        | {f"{name}_{kind}": score(maps, mask) for kind, mask in masks.items() for name, score in MASK_SCORES.items()}
+        | on_masks
     )

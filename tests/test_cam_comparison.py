@@ -87,6 +87,14 @@ def test_the_same_generator_gives_the_same_scores_and_road_can_be_left_out(model
     assert set(tables[0]["score"]) == GENERAL - {"road"}
 
 
+def test_the_scores_of_masks_alone_are_those_of_the_whole_table(scores, model, mask):
+    alone = scored(model, masks={"anatomy": mask}, layer="layer2", only_masks=True)
+    whole = scores[scores["score"].isin(OF_A_MASK)].reset_index(drop=True)
+    assert set(alone["score"]) == OF_A_MASK
+    np.testing.assert_allclose(alone["value"], whole["value"], rtol=1e-5)
+    assert alone.drop(columns="value").equals(whole.drop(columns="value"))
+
+
 def test_random_maps_have_the_layers_grid_and_reinitialised_ones_are_the_other_networks(model):
     other, images = classifier_of("test_resnet", seed=7), inputs(4, 32)
     with open_cam(model, image_size=32, layer="layer3") as cam, open_cam(other, image_size=32) as other_cam:

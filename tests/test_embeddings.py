@@ -7,8 +7,8 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
 from fetal_utils import embeddings
-from fetal_utils.embedding_scores import nearest_images, vote_is_right
 from fetal_utils.embeddings import METHODS, EmbeddingMap, check_features, draw_map, draw_maps, reduce_features
+from fetal_utils.neighbourhoods import nearest_images, vote_is_right
 
 CLUSTERS = np.repeat([0, 1, 2], 20)
 
