@@ -37,7 +37,7 @@ def choose_probe(features: np.ndarray, data: LabelledData) -> tuple[Pipeline, pd
     return probes[int(np.argmax(scores))], log
 
 
-def fit_probe(features: np.ndarray, labels: np.ndarray, *, strength: float) -> Pipeline:
+def fit_probe(features: np.ndarray, labels: np.ndarray, *, strength: float, max_iter: int = 500) -> Pipeline:
     """Standardisation and balanced multinomial logistic regression.
 
     Parameters
@@ -46,11 +46,13 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, strength: float) -> P
     labels : ndarray of int, shape (n_images,)
     strength : float
         Inverse regularisation, scikit-learn's ``C``.
+    max_iter : int
+        Of the solver; scikit-learn warns where they do not suffice.
 
     Returns
     -------
     Pipeline
     """
-    regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=500)
+    regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=max_iter)
     with threadpool_limits(1):  # matrices this small are slower on several threads
         return make_pipeline(StandardScaler(), regression).fit(features, labels)
