@@ -23,7 +23,7 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from fetal_utils.environment import progress_bar
+from fetal_utils.environment import bars_can_move, progress_bar
 
 METHODS = ("pca", "tsne", "umap")
 N_COMPONENTS = 50  # that t-SNE and UMAP start from
@@ -240,7 +240,8 @@ def _umap(reduced: np.ndarray, *, n_neighbors: int, seed: int, progress: bool) -
     check_n_neighbors(n_neighbors, len(reduced))
     # found here, exactly: umap would compile an approximate search, which takes longer than all the rest
     distances, neighbours = NearestNeighbors(n_neighbors=n_neighbors).fit(reduced).kneighbors(reduced)
-    bar = {"desc": f"UMAP {n_neighbors}", "unit": "epoch", "disable": not progress, "leave": False}
+    bar = {"desc": f"UMAP {n_neighbors}", "unit": "epoch", "leave": False}
+    bar["disable"] = not (progress and bars_can_move())  # it is umap's own, which would flood a log
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]")  # needed only to place further images
         # n_jobs: what a seed implies, said here so that umap does not warn of it

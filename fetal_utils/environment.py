@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from fetal_utils.progress import ProgressLines
+
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "scikit-learn", "numpy", "pandas")
 
@@ -54,7 +56,18 @@ def pick_device(device: str = "auto") -> torch.device:
 
 def somebody_watches() -> bool:
     """Whether this kernel belongs to an application with a screen: Jupyter's server or VS Code started it."""
-    return "JPY_SESSION_NAME" in os.environ or any(name.startswith("VSCODE_") for name in os.environ)
+    return any(map(set_by_front_end, os.environ))
+
+
+def set_by_front_end(name: str) -> bool:
+    """Whether an environment variable is one by which Jupyter's server or VS Code tells that it started this."""
+    return name == "JPY_SESSION_NAME" or name.startswith("VSCODE_")
+
+
+def bars_can_move() -> bool:
+    """Whether a progress bar is seen moving: in a terminal or in a watched notebook, and not in a log or a copy."""
+    is_kernel = "ipykernel.kernelapp" in sys.modules
+    return somebody_watches() if is_kernel else sys.stderr.isatty()
 
 
 def set_seed(seed: int) -> None:
@@ -104,6 +117,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def progress_bar(*, total: int, desc: str, unit: str, show: bool = True, **options) -> tqdm:
-    """A bar with the time left; where nobody watches (a log file), a line every 30 s at most."""
-    interval = 0.2 if sys.stderr.isatty() or "ipykernel" in sys.modules else 30
-    return tqdm(total=total, desc=desc, unit=unit, disable=not show, mininterval=interval, **options)
+    """A bar with the time left; where nobody watches (a log, an executed notebook), a line every 30 s at most."""
+    if bars_can_move():
+        return tqdm(total=total, desc=desc, unit=unit, disable=not show, mininterval=0.2, **options)
+    return ProgressLines(total=total, desc=desc, unit=unit, disable=not show, **options)

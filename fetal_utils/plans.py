@@ -3,77 +3,54 @@
 from __future__ import annotations
 
 import ast
-import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
-import yaml
 
 from fetal_utils.command_line import UsageError, check_type
 from fetal_utils.dataset import open_dataset
 from fetal_utils.environment import PROJECT_ROOT
+from fetal_utils.executions import Execution
 from fetal_utils.parameters import check_parameters
+from fetal_utils.presets import read_preset
 from fetal_utils.runs import RunStore
 from fetal_utils.settings import Settings
+from fetal_utils.tasks import TASKS, find_task
+from fetal_utils.variants import check_read, collect_values, variants
 
 NOTEBOOK_DIR = PROJECT_ROOT / "notebooks"
-
-
-PRESET_DIR = NOTEBOOK_DIR / "presets"
-
-
-PRESET_KEYS = {"description", "parameters", "grid", "notebooks"}
-
-
 ASKING = {"parameters", "imports", "setup", "wanted"}  # tags of the cells that lead to a notebook's list of runs
-
 BESIDE = "9"  # notebooks whose number starts so stand beside the study and run only when named
-
-
-@dataclass(frozen=True)
-class Execution:
-    """One notebook with the parameters it is run with.
-
-    Attributes
-    ----------
-    notebook : str
-        File name without ending.
-    parameters : dict
-        Only those that differ from the notebook's own.
-    variant : str
-        The values that tell this execution from others of the same notebook; may be empty.
-    """
-
-    notebook: str
-    parameters: dict
-    variant: str
-
-    @property
-    def name(self) -> str:
-        """Name of the executed copy, without ending."""
-        return f"{self.notebook}.{self.variant}" if self.variant else self.notebook
-
-
-def list_notebooks(only: str | None = None) -> list[str]:
-    """The study's notebooks in order, or of all those whose name starts with ``only``.
-
-    Raises
-    ------
-    UsageError
-        If none does.
-    """
-    names = all_notebooks()
-    chosen = [name for name in names if (name.startswith(only) if only else not name.startswith(BESIDE))]
-    if not chosen:
-        raise UsageError(f"--only {only}: no such notebook; there are {', '.join(names)}")
-    return chosen
+OPTIONS = {"data_dir", "results_dir", "scheduler"}  # of the command, for the notebooks that have them
 
 
 def all_notebooks() -> list[str]:
     """The numbered notebooks in order, those beside the study included."""
     return sorted(path.stem for path in NOTEBOOK_DIR.glob("[0-9][0-9]_*.ipynb"))
+
+
+def list_notebooks(only: str | None = None, start: str | None = None) -> list[str]:
+    """The study's notebooks in order; or those whose name starts with ``only``; or from the first that starts so on.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    names = all_notebooks()
+    study = [name for name in names if not name.startswith(BESIDE)]
+    if only is not None:
+        return [name for name in names if name.startswith(only)] or complain(f"--only {only}", names)
+    if start is not None:
+        first = next((name for name in study if name.startswith(start)), None) or complain(f"--from {start}", study)
+        return study[study.index(first) :]
+    return study or complain(str(NOTEBOOK_DIR), names)
+
+
+def complain(asked: str, names: list[str]) -> None:
+    """Raise a UsageError that says which notebooks there are."""
+    raise UsageError(f"{asked}: no such notebook; there are {', '.join(names)}")
 
 
 def notebook_path(name: str) -> Path:
@@ -92,42 +69,19 @@ def read_parameters(notebook: str) -> dict[str, object]:
     }
 
 
-def read_preset(name: str) -> dict:
-    """A preset of the study by its name, or a YAML file of one's own by its path.
-
-        ``parameters`` go to every notebook that has a parameter of that name, ``notebooks`` to one
-    notebook, and a notebook that has a parameter of ``grid`` is run once for each of its values, unless it
-        has a value of its own.
-
-        Raises
-        ------
-        UsageError
-            If there is no such preset, or the file is not of that form.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESET_DIR / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(preset.stem for preset in PRESET_DIR.glob("*.yaml")))
-        raise UsageError(f"--preset {name}: no such preset; there are {known}, or give the path of a .yaml file")
-    try:
-        preset = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from None
-    if unknown := sorted(set(preset) - PRESET_KEYS):
-        raise UsageError(f"{path}: {unknown} are unknown; a preset has {sorted(PRESET_KEYS)}")
-    return preset
-
-
-def plan(preset: Mapping, given: Mapping[str, object], *, only: str | None = None) -> list[Execution]:
+def plan(
+    preset: str | Mapping, given: Mapping[str, object], *, only: str | None = None, start: str | None = None
+) -> list[Execution]:
     """The notebooks to execute with their parameters, all names and types checked.
 
     Parameters
     ----------
-    preset : mapping
-        As from `read_preset`.
+    preset : str or mapping
+        A name or path for `read_preset`, or what that returns.
     given : mapping of str to object
-        Values that go before the preset's; a given value also replaces a grid.
-    only : str, optional
-        Start of a notebook's name.
+        Values that go before the preset's, see `collect_values`.
+    only, start : str, optional
+        See `list_notebooks`.
 
     Returns
     -------
@@ -136,26 +90,22 @@ def plan(preset: Mapping, given: Mapping[str, object], *, only: str | None = Non
     Raises
     ------
     UsageError
-        If a name is no parameter of any notebook, a notebook is unknown, or a value has another type.
+        If a name is no parameter of any notebook, or of none that would run; a notebook is unknown; or a value has
+        another type.
     """
+    preset = read_preset(preset) if isinstance(preset, str) else preset
+    chosen = list_notebooks(only, start)
     defaults = {notebook: read_parameters(notebook) for notebook in all_notebooks()}
-    known = set().union(*defaults.values())
-    common = {**preset.get("parameters", {}), **given}
-    grid = {name: values for name, values in preset.get("grid", {}).items() if name not in given}
-    own = {next(iter(list_notebooks(prefix))): values for prefix, values in preset.get("notebooks", {}).items()}
-    if unknown := sorted({*common, *grid} - known):
-        raise UsageError(f"parameters {unknown} are unknown to every notebook; known are {sorted(known)}")
-    for notebook, values in own.items():
-        if unknown := sorted(set(values) - set(defaults[notebook])):
-            raise UsageError(f"parameters {unknown} are unknown to {notebook}; it has {sorted(defaults[notebook])}")
+    values = collect_values(preset, given, defaults)
+    check_read(set(given) - OPTIONS, chosen, defaults)
     return [
         Execution(
             notebook,
-            {name: check_type(name, value, defaults[notebook][name]) for name, value in values.items()},
+            {name: check_type(name, value, defaults[notebook][name]) for name, value in parameters.items()},
             variant,
         )
-        for notebook in list_notebooks(only)
-        for values, variant in variants(defaults[notebook], common, own.get(notebook, {}), grid, given)
+        for notebook in chosen
+        for parameters, variant in variants(notebook, defaults, values)
     ]
 
 
@@ -170,11 +120,14 @@ def check_inputs(executions: list[Execution]) -> None:
     for execution in executions:
         values = read_parameters(execution.notebook) | execution.parameters
         check_parameters(values)
-        if values["data_dir"]:
+        if values.get("data_dir"):
             dataset = open_dataset(values["data_dir"], results_dir=values["results_dir"])
             if "task" in values:
                 dataset.task(values["task"])
-            dataset.images(values["image_size"])  # decodes every image, so a broken one is found now
+            if "image_size" in values:
+                dataset.images(values["image_size"])  # decodes every image, so a broken one is found now
+        elif "task" in values:
+            find_task(values["task"], TASKS)
 
 
 def asked_runs(execution: Execution) -> tuple[RunStore, list[Settings]] | None:
@@ -183,28 +136,14 @@ def asked_runs(execution: Execution) -> tuple[RunStore, list[Settings]] | None:
     Its cells tagged `ASKING` are executed here, with the execution's parameters; they say what is wanted and compute
     nothing of it.
     """
-    notebook = nbformat.read(notebook_path(execution.notebook), as_version=4)
+    cells = nbformat.read(notebook_path(execution.notebook), as_version=4).cells
+    if not any("wanted" in cell.metadata.get("tags", []) for cell in cells):
+        return None
     names: dict[str, object] = {}
-    for cell in notebook.cells:
+    for cell in cells:
         tags = cell.metadata.get("tags", [])
         if ASKING & {*tags}:
             exec(compile(cell.source, f"{execution.notebook}, cell {cell.id}", "exec"), names)
         if "parameters" in tags:
             names |= execution.parameters
-    return (names["store"], names["wanted"]) if "wanted" in names else None
-
-
-def variants(
-    defaults: Mapping, common: Mapping, own: Mapping, grid: Mapping[str, list], given: Mapping
-) -> Iterator[tuple[dict, str]]:
-    """Each combination of the grid's values that a notebook knows, with all its other values.
-
-    Backbones have a results folder each, inside the one given.
-    """
-    fixed = {name: value for name, value in {**common, **own, **given}.items() if name in defaults}
-    axes = {name: values for name, values in grid.items() if name in defaults and name not in own}
-    for point in itertools.product(*axes.values()):
-        values = {**fixed, **dict(zip(axes, point, strict=True))}
-        if "backbone" in axes:  # the tables have no column for it
-            values["results_dir"] = str(Path(values.get("results_dir", defaults["results_dir"])) / values["backbone"])
-        yield values, ".".join(map(str, point))
+    return names["store"], names["wanted"]

@@ -7,11 +7,32 @@ from fetal_utils.command_line import UsageError, check_type, parse_value
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("1e-3", 1e-3), ("0.5", 0.5), ("[0.1, 1.0]", [0.1, 1.0]), ("resnet18", "resnet18"), ("true", True)],
+    [
+        ("3", 3),
+        ("0.5", 0.5),
+        ("1e-3", 1e-3),
+        ("-2.5E+4", -25000.0),
+        (".5e1", 5.0),
+        ("[1e-3, 1]", [1e-3, 1]),
+        ("[0.1, 1.0]", [0.1, 1.0]),
+        ("resnet18", "resnet18"),
+        ("1e", "1e"),
+        ("e3", "e3"),
+        ("inf", "inf"),
+        ("true", True),
+        ("", None),
+    ],
 )
 def test_values_from_the_command_line_are_read_as_yaml(text, value):
     assert parse_value(text) == value
     assert type(parse_value(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["[0.1", "a: b: c", "'open", "!!python/object:os.system x"])
+def test_what_is_not_yaml_is_refused_in_one_line(text):
+    with pytest.raises(UsageError, match=r"-p: .* is not YAML") as error:
+        parse_value(text)
+    assert "\n" not in str(error.value)
 
 
 def test_a_whole_number_serves_as_a_float_also_in_a_list():

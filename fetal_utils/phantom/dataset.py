@@ -14,9 +14,9 @@ import pandas as pd
 from filelock import FileLock
 from PIL import Image
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
 
 from fetal_utils.data import CSV_NAME, IMAGE_DIR
+from fetal_utils.environment import progress_bar
 from fetal_utils.memory import keep_freed_memory
 from fetal_utils.phantom.drawing import check_settings, draw_row
 from fetal_utils.phantom.metadata import draw_metadata
@@ -180,14 +180,14 @@ def _draw_all(folder: Path, rows: pd.DataFrame, *, seed: int, image_height: int,
     records = rows.to_dict("records")
     work = partial(_draw_and_save, folder=folder, seed=seed, image_height=image_height)
     n_workers = min(n_workers or os.cpu_count() or 1, max(len(records) // 16, 1))
-    bar = partial(tqdm, total=len(records), desc="phantom", unit="image", disable=not progress)
+    bar = partial(progress_bar, total=len(records), desc="phantom", unit="image", show=progress)
     if n_workers == 1:
         with threadpool_limits(1):
-            for _ in bar(map(work, records)):
+            for _ in bar(iterable=map(work, records)):
                 pass
         return
     with ProcessPoolExecutor(n_workers, initializer=_prepare_worker) as pool:
-        for _ in bar(pool.map(work, records, chunksize=32)):
+        for _ in bar(iterable=pool.map(work, records, chunksize=32)):
             pass
 
 
