@@ -113,7 +113,8 @@ def run_notebook(source: Path, target: Path, parameters: dict, listener: object)
         stdout_file=listener,
         stderr_file=listener,
         start_timeout=START_TIMEOUT_S,
-        extra_arguments=["--log-level=ERROR"],  # of the kernel, which else warns of its own transport
+        # of the kernel, which else warns of its own transport, and of a reply that nobody takes when interrupted
+        extra_arguments=["--log-level=CRITICAL"],
     )
 
 

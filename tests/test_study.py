@@ -405,21 +405,34 @@ if not pathlib.Path("go_on").exists():
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_says_so_in_one_line_and_the_same_call_goes_on(small, tmp_path, number):
+def test_interrupted_it_says_so_in_one_line_and_the_same_call_goes_on(small, tmp_path):
     write_notebook(small.notebooks / "01_works.ipynb", "print(x)")
     write_notebook(small.notebooks / "02_waits.ipynb", "print(x)", WAITING)
     process = start_command(small.notebooks, *small.arguments(), cwd=tmp_path)
     wait_for(small.notebooks / "waiting", process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, f"\n{study.INTERRUPTED}\n")
+    assert err == f"\n{study.INTERRUPTED}\n"
+    assert process.returncode == 130
     assert small.left() == ["01_works.ipynb", "02_waits.interrupted.ipynb"]
     assert outputs_of(small.copies / "02_waits.interrupted.ipynb") == "5\n"
     assert study.INTERRUPTED in small.log()
     (small.notebooks / "go_on").touch()
     assert small.run() == 0
     assert small.left() == ["01_works.ipynb", "02_waits.ipynb"]
+
+
+def test_the_signal_of_a_batch_system_whose_time_is_up_does_what_ctrl_c_does(small, monkeypatch, capsys):
+    def execute(execution, source, *, listener):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(study, "execute", execute)
+    write_notebook(small.notebooks / "01_a.ipynb", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    assert small.run() == 130
+    assert capsys.readouterr().err == f"\n{study.INTERRUPTED}\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_copy_that_a_killed_study_left_is_removed_and_one_that_is_being_written_is_not(small):
