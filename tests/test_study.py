@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from data_folders import plane_lines, write_folder, write_table
+from jupyter_client.kernelspec import KernelSpecManager
 from study_notebooks import outputs_of, start_command, write_notebook
 
 from fetal_utils import plans, study
@@ -368,33 +369,40 @@ for leave in (True, False):
 """
 
 
-def test_the_kernel_is_this_python_wherever_one_stands_and_whatever_is_registered(small, tmp_path):
-    decoy = tmp_path / "decoy" / "kernels" / "python3"
-    decoy.mkdir(parents=True)
+@pytest.fixture
+def decoy(tmp_path, monkeypatch) -> None:
+    """An environment in which Jupyter finds a broken ``python3`` first, below an editor that shows notebooks."""
+    folder = tmp_path / "decoy" / "kernels" / "python3"
+    folder.mkdir(parents=True)
     spec = '{"argv": ["/bin/false", "{connection_file}"], "display_name": "decoy", "language": "python"}'
-    (decoy / "kernel.json").write_text(spec)
-    home = tmp_path / "home"
-    (home / ".local" / "share" / "jupyter").mkdir(parents=True)
-    (home / ".local" / "share" / "jupyter" / "kernels").symlink_to(decoy.parent)
+    (folder / "kernel.json").write_text(spec)
+    home = tmp_path / "home" / ".local" / "share" / "jupyter"
+    home.mkdir(parents=True)
+    (home / "kernels").symlink_to(folder.parent)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "decoy"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VSCODE_PID", "1")
+    monkeypatch.setenv("JPY_SESSION_NAME", "02.ipynb")
+    assert KernelSpecManager().get_kernel_spec("python3").argv[0] == "/bin/false"
+
+
+def test_the_kernel_is_this_python_wherever_one_stands_and_whatever_is_registered(
+    small, decoy, tmp_path, monkeypatch, capsys
+):
     write_notebook(small.notebooks / "01_kernel.ipynb", KERNEL, BARS)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    process = start_command(
-        small.notebooks, "--preset", str(small.preset), "--results-dir", "mine", cwd=elsewhere,
-        JUPYTER_PATH=str(decoy.parents[1]), HOME=str(home), VSCODE_PID="1", JPY_SESSION_NAME="02.ipynb",
-    )  # fmt: skip
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    copy = elsewhere / "mine" / "notebooks" / "01_kernel.ipynb"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["--preset", str(small.preset), "--results-dir", "mine"]) == 0
+    copy = tmp_path / "elsewhere" / "mine" / "notebooks" / "01_kernel.ipynb"
     assert outputs_of(copy).splitlines()[:2] == [sys.executable, "[]"]
     bars = outputs_of(copy).splitlines()[2:]  # of six thousand updates, and of as many postfixes
     assert [line.split("[")[0] for line in bars] == ["runs:   0% 0/3000 ", "runs: 100% 3000/3000 "]
     assert "widgets" not in nbformat.read(copy, as_version=4).metadata
-    logged = (elsewhere / "mine" / "study.log").read_text()
+    shown, logged = capsys.readouterr().out, (tmp_path / "elsewhere" / "mine" / "study.log").read_text()
     for line in bars:
-        assert f"    {line}\n" in out
+        assert f"    {line}\n" in shown
         assert f"    {line}\n" in logged
-    assert "\r" not in out + logged
+    assert "\r" not in shown + logged
 
 
 WAITING = """
@@ -411,7 +419,7 @@ def test_interrupted_it_says_so_in_one_line_and_the_same_call_goes_on(small, tmp
     process = start_command(small.notebooks, *small.arguments(), cwd=tmp_path)
     wait_for(small.notebooks / "waiting", process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert err == f"\n{study.INTERRUPTED}\n"
     assert process.returncode == 130
     assert small.left() == ["01_works.ipynb", "02_waits.interrupted.ipynb"]
