@@ -143,7 +143,7 @@ def terminated_as_interrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -185,17 +185,19 @@ def study(options: argparse.Namespace, *, command: str) -> int:
         except KeyboardInterrupt:
             log.debug(INTERRUPTED)
             raise
-        return show_failures(made, log)
+        return show_failures(made, executions, log)
 
 
-def show_failures(made: pd.DataFrame, log: logging.Logger) -> int:
-    """Print the table of what failed, if anything did; the exit status."""
+def show_failures(made: pd.DataFrame, executions: list[Execution], log: logging.Logger) -> int:
+    """Print the table of what failed, if anything did, and where the tracebacks are; the exit status."""
     failed = made[made["failed"] != ""]
     log.debug(f"made {len(made) - len(failed)} of {len(made)} in {made['seconds'].sum():.0f} s")
     if failed.empty:
         return 0
     print(f"\n{len(failed)} of {len(made)} failed:\n{failed.to_string(index=False)}", file=sys.stderr)
-    print("tracebacks are in the copies notebooks/*.failed.ipynb and in study.log", file=sys.stderr)
+    for execution in executions:
+        if execution.name in set(failed["made"]) and execution.copy(".failed").exists():
+            print(f"traceback: {execution.copy('.failed')}", file=sys.stderr)
     return 1
 
 

@@ -178,6 +178,7 @@ def test_a_failing_notebook_is_kept_under_another_name_until_it_succeeds_and_the
     shown = capsys.readouterr().err
     assert re.search(r"1 of \d failed", shown)
     assert re.search(r"01_fails +[\d.]+ +cell cell-2: ValueError: on purpose ... at 5", shown)
+    assert f"\ntraceback: {small.copies / '01_fails.failed.ipynb'}\n" in shown
     assert "02_works" not in shown
     assert "Traceback" not in shown
     failed = nbformat.read(small.copies / "01_fails.failed.ipynb", as_version=4)
