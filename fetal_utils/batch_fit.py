@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import psutil
 import torch
 from torch import Tensor, nn
@@ -9,13 +11,20 @@ from torch import Tensor, nn
 from fetal_utils.contrast import frozen_statistics
 from fetal_utils.memory import return_freed_memory
 from fetal_utils.optimisers import train_output
+from fetal_utils.ranks import ALONE, Ranks
 
 SAFETY = 1.25  # memory in use at the peak over what is counted here: workspaces, fragments
 COPIES = 4  # of every weight: itself, its gradient, and AdamW's two moments
 
 
 def check_batch_fits(
-    model: nn.Module, *, batch_size: int, image_size: int, chunk_size: int = 0, free: int | None = None
+    model: nn.Module,
+    *,
+    batch_size: int,
+    image_size: int,
+    chunk_size: int = 0,
+    free: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Raise a MemoryError if a contrastive step does not fit into memory.
 
@@ -31,6 +40,8 @@ def check_batch_fits(
         Views that the encoder takes at a time, see `contrast_step`; 0: all.
     free : int, optional
         Bytes that may be used; by default what is free on the model's device.
+    ranks : Ranks
+        The processes that share the batch; those of one machine share the memory of its CPU too.
 
     Raises
     ------
@@ -38,13 +49,14 @@ def check_batch_fits(
         With what is needed and free, and the largest batch that fits.
     """
     device = next(model.parameters()).device
-    free = free_bytes(device) if free is None else free
+    if free is None:
+        free = free_bytes(device) // (ranks.on_this_machine if device.type == "cpu" else 1)
     weights = COPIES * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     per_view = SAFETY * bytes_per_view(model, image_size)
-    n_views = min(chunk_size or 2 * batch_size, 2 * batch_size)
+    n_views = math.ceil(min(chunk_size or 2 * batch_size, 2 * batch_size) / ranks.world_size)
     if weights + n_views * per_view <= free:
         return
-    largest = max(0, int((free - weights) / (2 * per_view)))
+    largest = max(0, int((free - weights) / (2 * per_view))) * ranks.world_size
     raise MemoryError(
         f"batch_size={batch_size} of {image_size} px needs about {(weights + n_views * per_view) / 2**30:.1f} GiB, and "
         f"{free / 2**30:.1f} GiB are free on {device}; the largest that fits is about {largest}. For the negatives of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from fetal_utils.diagnostics import alignment, top1_accuracy, uniformity
 from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import ProjectionHead, n_features
 from fetal_utils.optimisers import check_finite, climb_down, mixed_precision, train_output
+
+if TYPE_CHECKING:  # at run time `shares` reads this module, not the other way round
+    from fetal_utils.shares import Share
 
 STEP_MEASURES = ("loss", "top1_accuracy", "alignment", "uniformity")
 
@@ -48,6 +52,7 @@ def contrast_step(
     temperature: float,
     not_negatives: Tensor | None = None,
     chunk_size: int = 0,
+    share: Share | None = None,
 ) -> Tensor:
     """One optimiser step on a batch's two views.
 
@@ -65,6 +70,9 @@ def contrast_step(
         Views that the encoder takes at a time; 0: all at once. In pieces the memory is that of one piece
         while every view still meets all the others as negatives, which accumulated gradients would not
         give. The price is a second forward pass; and an encoder's BatchNorm sees a piece, not the batch.
+    share : Share, optional
+        Where several processes take the step together: the views are those of ``share.images``, in pieces
+        that it decides; ``not_negatives`` and what is measured are of the whole batch.
 
     Returns
     -------
@@ -81,7 +89,7 @@ def contrast_step(
     Gao et al. 2021, arXiv:2101.06983, section 3, for the pieces.
     """
     optimiser.zero_grad(set_to_none=True)
-    options = {"temperature": temperature, "not_negatives": not_negatives, "chunk_size": chunk_size}
+    options = {"temperature": temperature, "not_negatives": not_negatives, "chunk_size": chunk_size, "share": share}
     loss, z = contrast_backward(model, schedule, view_a, view_b, **options)
     climb_down(model, optimiser, schedule)
     z_a, z_b = z.chunk(2)
@@ -89,13 +97,20 @@ def contrast_step(
 
 
 def contrast_backward(
-    model: SimCLR, schedule: LRScheduler, view_a: Tensor, view_b: Tensor, *, chunk_size: int = 0, **options
+    model: SimCLR,
+    schedule: LRScheduler,
+    view_a: Tensor,
+    view_b: Tensor,
+    *,
+    chunk_size: int = 0,
+    share: Share | None = None,
+    **options,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of NT-Xent, added to those that the model has; no step is taken.
 
     Parameters
     ----------
-    model, schedule, view_a, view_b, chunk_size
+    model, schedule, view_a, view_b, chunk_size, share
         As for `contrast_step`; the schedule only names the step if the loss is not finite.
     **options
         ``temperature``, and if wanted ``not_negatives``.
@@ -107,9 +122,21 @@ def contrast_backward(
         All first views, then all second ones; both results detached.
     """
     views = torch.cat([view_a, view_b])  # one batch: shared batch statistics
-    if 0 < chunk_size < len(views):
-        return backward_in_pieces(model, schedule, even_pieces(views, chunk_size), **options)
-    z = train_output(model, views)
+    pieces = share.split(views) if share else even_pieces(views, chunk_size)
+    if len(pieces) > 1:
+        loss, z = backward_in_pieces(model, schedule, pieces, share=share, **options)
+    else:
+        loss, z = backward_from_projections(train_output(model, views), schedule, share=share, **options)
+    if share:
+        share.add_up(model)
+    return loss, z
+
+
+def backward_from_projections(
+    z: Tensor, schedule: LRScheduler, *, share: Share | None, **options
+) -> tuple[Tensor, Tensor]:
+    """The loss of the batch's projections and its backward pass; the loss and all projections, detached."""
+    z = share.gather(z) if share else z
     loss = nt_xent_loss(*z.chunk(2), **options)
     check_finite(loss, schedule)
     loss.backward()
@@ -125,19 +152,17 @@ def backward_in_pieces(
     features.requires_grad_()
     with mixed_precision(features.device):
         z = model.projection_head.train()(features)
-    loss = nt_xent_loss(*z.chunk(2), **options)
-    check_finite(loss, schedule)
-    loss.backward()
+    loss, z = backward_from_projections(z, schedule, **options)
     gradients = features.grad.split([len(piece) for piece in pieces])
     for piece, gradient in zip(pieces, gradients, strict=True):
         train_output(model.encoder, piece).backward(gradient)
-    return loss.detach(), z.detach()
+    return loss, z
 
 
 def even_pieces(views: Tensor, chunk_size: int) -> tuple[Tensor, ...]:
-    """The views, two for each image, in as few pieces of at most ``chunk_size`` as there can be, of lengths that
-    differ by one at most: a single view left over would have no variance for BatchNorm on a map of one pixel."""
-    return views.tensor_split(math.ceil(len(views) / chunk_size))
+    """The views, two for each image, in as few pieces of at most ``chunk_size`` as there can be (0: in one), of lengths
+    that differ by one at most: a single view left over would have no variance for BatchNorm on a map of one pixel."""
+    return views.tensor_split(math.ceil(len(views) / (chunk_size or len(views))))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from fetal_utils.environment import progress_bar
 from fetal_utils.files import replace_file
+from fetal_utils.ranks import current_ranks
 from fetal_utils.runs import Work
 
 
@@ -136,7 +137,9 @@ def load_checkpoint(work: Work, parts: Mapping[str, Stateful]) -> list[dict]:
 
 
 def save_checkpoint(work: Work, parts: Mapping[str, Stateful], rows: list[dict]) -> None:
-    """Write the parts and the log so far, whole or not at all."""
+    """Write the parts and the log so far, whole or not at all; of several processes only the first one does."""
+    if not current_ranks().is_first:
+        return
     state = {
         "parts": {name: part.state_dict() for name, part in parts.items()},
         "rows": rows,
@@ -149,5 +152,6 @@ def save_checkpoint(work: Work, parts: Mapping[str, Stateful], rows: list[dict])
 def write_log(work: Work, rows: list[dict]) -> pd.DataFrame:
     """Write the rows as the run's ``log.csv``; returns them as a table."""
     log = pd.DataFrame(rows)
-    replace_file(work.folder / "log.csv", lambda path: log.to_csv(path, index=False))
+    if current_ranks().is_first:
+        replace_file(work.folder / "log.csv", lambda path: log.to_csv(path, index=False))
     return log

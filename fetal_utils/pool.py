@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fetal_utils.ranks import current_ranks
 from fetal_utils.runs import Work
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def open_pool(settings: Pretrain, work: Work, rows: np.ndarray, planes: np.ndarr
     n_left_out = 0
     if settings.extra_images:
         extra, n_left_out = settings.extra_images.images(dataset, size, progress=progress)
-        print(f"{len(extra)} images of {settings.extra_images.folder}; {n_left_out} of held-out patients are left out")
+        if current_ranks().is_first:
+            print(f"{len(extra)} images of {settings.extra_images.folder}; {n_left_out} of held-out patients left out")
         images.append(extra)
     n_extra = sum(map(len, images[1:]))
     codes = (np.unique(values[rows], return_inverse=True)[1] for values in (dataset.patients, planes))

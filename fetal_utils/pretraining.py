@@ -19,7 +19,10 @@ from fetal_utils.epochs import GeneratorState, Stateful
 from fetal_utils.models import normalisation
 from fetal_utils.optimisers import build_optimiser, warmup_cosine
 from fetal_utils.pool import Pool, open_pool
+from fetal_utils.ranks import ALONE, Ranks
 from fetal_utils.runs import Work
+from fetal_utils.shared_norm import share_statistics
+from fetal_utils.shares import share_batch
 from fetal_utils.stopwatch import Stopwatch
 from fetal_utils.transforms import Augment, two_views
 
@@ -36,15 +39,21 @@ class Pretraining:
     ----------
     settings : Pretrain
     work : Work
+    ranks : Ranks
+        The processes that share every batch, each of which makes one of these. All draw the same batches and the same
+        numbers for the views, take the same steps, and end with the weights of one process alone but for the order
+        of sums.
 
     Raises
     ------
     MemoryError
         If the batch does not fit; see `check_batch_fits`.
+    ValueError
+        If it can't be shared; see `share_batch` and `share_statistics`.
     """
 
-    def __init__(self, settings: Pretrain, work: Work) -> None:
-        self.settings, self.device = settings, work.device
+    def __init__(self, settings: Pretrain, work: Work, ranks: Ranks = ALONE) -> None:
+        self.settings, self.device, self.ranks = settings, work.device, ranks
         self.images = work.dataset.images(settings.image_size, progress=work.store.progress)
         self.rows, self.held_out = settings.pool_rows(work.dataset), work.dataset.rows("val")
         self.strata = strata(work.dataset.metadata)
@@ -60,7 +69,12 @@ class Pretraining:
             batch_size=self.batch_size,
             image_size=settings.image_size,
             chunk_size=settings.chunk_size,
+            ranks=ranks,
         )
+        self.share = None
+        if ranks.world_size > 1:
+            self.share = share_batch(self.batch_size, ranks=ranks, chunk_size=settings.chunk_size)
+            share_statistics(self.model, work.device)
         self.optimiser = build_optimiser(
             self.model, lr=settings.lr, weight_decay=settings.weight_decay, name=settings.optimiser
         )
@@ -94,11 +108,12 @@ class Pretraining:
         row["images_per_s"] = batches.numel() / whole.seconds
         row["share_outside_model"] = 1 - in_model.seconds / whole.seconds
         look = (epoch + 1) % LOOK_EVERY == 0 or epoch + 1 == self.settings.n_epochs
-        return row | (self.look() if look else {})
+        return row | (self.look() if look and self.ranks.is_first else {})
 
     def train_batch(self, batch: Tensor, in_model: Stopwatch) -> Tensor:
         """One optimiser step on the pool's images at these positions; see `contrast_step`."""
-        view_a, view_b = two_views(self.pool.images[batch].to(self.device), self.augment, self.views)
+        images, kept = self.pool.images[batch].to(self.device), self.share.images if self.share else (None, None)
+        view_a, view_b = two_views(images, self.augment, self.views, kept=kept)
         masked = None if self.settings.same_patient_negatives else self.pool.same_patient(batch).to(self.device)
         with in_model:
             return contrast_step(
@@ -110,6 +125,7 @@ class Pretraining:
                 temperature=self.settings.temperature,
                 not_negatives=masked,
                 chunk_size=self.settings.chunk_size,
+                share=self.share,
             )
 
     def look(self) -> dict[str, float]:
@@ -135,6 +151,7 @@ class Pretraining:
             "batch_size": self.batch_size,
             "optimiser_steps": self.n_steps,
             "views_seen": 2 * self.n_steps * self.batch_size,
+            "world_size": self.ranks.world_size,
         }
 
 

@@ -18,12 +18,15 @@ from fetal_utils.command_line import UsageError, add_parameters, check_type, par
 from fetal_utils.dataset import Dataset, open_dataset
 from fetal_utils.encoders import InitialWeights, initial_weights
 from fetal_utils.epochs import run_epochs
+from fetal_utils.following import compute_together
 from fetal_utils.images import ImageFormat
 from fetal_utils.models import OFFLINE_BACKBONE, build_encoder
 from fetal_utils.optimisers import check_optimisation, check_optimiser
 from fetal_utils.pretraining import LOOK_EVERY, Pretraining
+from fetal_utils.ranks import ALONE, LostProcessError, Ranks, current_ranks, meet
 from fetal_utils.runs import RunsFailedError, RunStore, Work
 from fetal_utils.settings import Settings
+from fetal_utils.shares import share_batch
 from fetal_utils.unlabelled import UnlabelledImages, open_unlabelled
 from fetal_utils.weights import save_weights
 
@@ -143,7 +146,10 @@ class Pretrain(Settings):
         return n_images
 
     def compute(self, work: Work) -> None:
-        pretraining = Pretraining(self, work)
+        ranks = current_ranks()
+        if ranks.is_first:  # it holds the run's lock: now the others may open what there is of the run, see `follow`
+            ranks.say(work.folder.stem)
+        pretraining = Pretraining(self, work, ranks)
         run_epochs(
             work,
             pretraining.train_epoch,
@@ -151,7 +157,9 @@ class Pretrain(Settings):
             parts=pretraining.parts,
             desc=f"SimCLR from {self.start.init}",
         )
-        save_weights(pretraining.model.encoder, work.folder / "weights.safetensors")
+        ranks.wait_for_all()  # none reads here any more: the folder may get its final name
+        if ranks.is_first:
+            save_weights(pretraining.model.encoder, work.folder / "weights.safetensors")
         work.facts |= pretraining.facts()
 
 
@@ -178,40 +186,52 @@ def settings_from(given: Mapping[str, object]) -> Pretrain:
 
 def main(arguments: list[str] | None = None) -> int:
     """One pretraining from the command line; prints the run's folder last. 0 if it is there, 1 if it failed, 2 if
-    it can't be run, 130 if interrupted."""
+    it can't be run, 130 if interrupted. Started by torchrun, one of several processes that share every batch."""
     parser = argparse.ArgumentParser(prog="python -m fetal_utils.simclr", description=__doc__)
     parser.add_argument("--data-dir", default="", help="folder with Images/ and the CSV; default: the phantom")
     parser.add_argument("--results-dir", default="results/demo", help="the run lies in its runs/simclr")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     add_parameters(parser, help="a setting of Pretrain, or backbone or init; may be repeated")
     options = parser.parse_args(arguments)
+    ranks = meet()
     try:
-        return pretrain(options)
+        return pretrain(options, ranks)
     except KeyboardInterrupt as interruption:
-        print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
+        ranks.report(f"\n{str(interruption) or 'interrupted'}")
         return 130
 
 
-def pretrain(options: argparse.Namespace) -> int:
+def pretrain(options: argparse.Namespace, ranks: Ranks = ALONE) -> int:
     """What the command's options ask for; its exit status unless interrupted."""
     try:
-        settings = settings_from({name: parse_value(value) for name, value in options.parameters})
-        data_dir = Path(options.data_dir).resolve() if options.data_dir else ""
-        results_dir = Path(options.results_dir).resolve()
-        dataset = open_dataset(data_dir, results_dir=results_dir)
-        settings.check(dataset)
-        dataset.images(settings.image_size)  # a broken image is found now
-        store = RunStore(results_dir, dataset, device=options.device)
+        ranks.join(options.device)
+        with ranks.first_one_first():  # what it draws and decodes is there for the others
+            settings, store = prepare(options, ranks)
+        compute_together(settings, store, ranks)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        ranks.report(f"error: {error}")
         return 2
-    try:
-        (run,) = store.get([settings])
-    except RunsFailedError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (RunsFailedError, LostProcessError) as error:
+        ranks.report(f"error: {error}")
         return 1
-    print(run.folder)
+    if ranks.is_first:
+        print(store.folder(settings))
+    ranks.leave()
     return 0
+
+
+def prepare(options: argparse.Namespace, ranks: Ranks) -> tuple[Pretrain, RunStore]:
+    """The settings and the store that the command's options name, checked as far as no training is needed."""
+    settings = settings_from({name: parse_value(value) for name, value in options.parameters})
+    data_dir = Path(options.data_dir).resolve() if options.data_dir else ""
+    results_dir = Path(options.results_dir).resolve()
+    dataset = open_dataset(data_dir, results_dir=results_dir)
+    settings.check(dataset)
+    dataset.images(settings.image_size, progress=ranks.is_first)  # a broken image is found now
+    if ranks.world_size > 1:
+        batch_size = min(settings.batch_size, settings.n_pool_images(dataset))
+        share_batch(batch_size, ranks=ranks, chunk_size=settings.chunk_size)
+    return settings, RunStore(results_dir, dataset, device=options.device, progress=ranks.is_first)
 
 
 if __name__ == "__main__":

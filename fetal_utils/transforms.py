@@ -37,7 +37,7 @@ class Augment(nn.Module):
         self.rows = {row.family: row for row in check_preset(preset)}
         self.as_is = EvalTransform(image_size, mean=mean, std=std)
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, images: Tensor, generator: torch.Generator, kept: Tensor | None = None) -> Tensor:
         """One view of each image.
 
         Parameters
@@ -49,10 +49,13 @@ class Augment(nn.Module):
             On the CPU; it alone decides the views, and no global generator is touched. Numbers are drawn
             for all families, wanted or not, so presets can be compared on the same draws. Speckle comes
             from a generator on the images' device, seeded from this one.
+        kept : Tensor of int64, shape (n_kept,), optional
+            Positions of the images whose views are made, where other processes make the rest; at least one.
+            Numbers are drawn for all of them all the same, so a view does not depend on who makes it.
 
         Returns
         -------
-        Tensor of float32, shape (n_images, 1, image_size, image_size)
+        Tensor of float32, shape (n_images or n_kept, 1, image_size, image_size)
             ``(x / 255 - mean) / std`` of the view.
 
         Raises
@@ -60,8 +63,9 @@ class Augment(nn.Module):
         ValueError
             If the images are not uint8, gray and square.
         """
-        x = to_unit_range(images)  # (n, 1, side, side)
-        draws = self._draw(len(x), generator, x.device)
+        kept = slice(None) if kept is None else kept
+        x = to_unit_range(images[kept])  # (n, 1, side, side)
+        draws = self._draw(len(images), kept, generator, x.device)
         noise = torch.Generator(x.device).manual_seed(torch.randint(2**62, (), generator=generator).item())
         size = self.as_is.image_size
         if self.rows.keys() & GEOMETRY:
@@ -71,7 +75,7 @@ class Augment(nn.Module):
         else:
             x = resize(x, size)
         if "speckle" in self.rows:
-            x = _speckle(x, *draws["speckle"], noise)
+            x = _speckle(x, *draws["speckle"], noise, len(images), kept)
         if "blur" in self.rows:
             x = _blur(x, *draws["blur"], self.rows["blur"].strength)
         for family, change in CHANGES.items():
@@ -80,11 +84,11 @@ class Augment(nn.Module):
         return self.as_is.normalise(x)
 
     def _draw(
-        self, n_images: int, generator: torch.Generator, device: torch.device
+        self, n_images: int, kept: Tensor | slice, generator: torch.Generator, device: torch.device
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Of each family: its strength where applied, else 0, (n, 1); uniform numbers in [0, 1), (n, n_draws)."""
         widths = [1 + family.n_draws for family in FAMILIES.values()]
-        uniform = torch.rand(n_images, sum(widths), generator=generator).to(device)
+        uniform = torch.rand(n_images, sum(widths), generator=generator)[kept].to(device)
         draws = {}
         for name, u in zip(FAMILIES, uniform.split(widths, dim=1), strict=True):
             row = self.rows.get(name, Row(name, 0.0, 0.0, "not in this preset"))
@@ -111,9 +115,16 @@ class EvalTransform(nn.Module):
         return (x.clamp(0, 1) - self.mean) / self.std
 
 
-def two_views(images: Tensor, augment: Augment, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two independent views of each image, each (n_images, 1, image_size, image_size): a positive pair."""
-    return augment(images, generator), augment(images, generator)
+def two_views(
+    images: Tensor,
+    augment: Augment,
+    generator: torch.Generator,
+    *,
+    kept: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> tuple[Tensor, Tensor]:
+    """Two independent views of each image, each (n_images, 1, image_size, image_size): a positive pair. With ``kept``
+    only the first views, and the second, of the images at these positions."""
+    return augment(images, generator, kept[0]), augment(images, generator, kept[1])
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -163,11 +174,12 @@ def _resample(x: Tensor, affine: Tensor, size: int) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _speckle(x: Tensor, amount: Tensor, u: Tensor, noise: torch.Generator) -> Tensor:
+def _speckle(
+    x: Tensor, amount: Tensor, u: Tensor, noise: torch.Generator, n_images: int, kept: Tensor | slice
+) -> Tensor:
     """Multiplicative noise with grains of about two pixels, so that black stays black."""
-    coarse = torch.randn(
-        len(x), 1, math.ceil(x.shape[2] / 2), math.ceil(x.shape[3] / 2), generator=noise, device=x.device
-    )
+    height, width = (math.ceil(side / 2) for side in x.shape[2:])
+    coarse = torch.randn(n_images, 1, height, width, generator=noise, device=x.device)[kept]
     coarse *= (amount * u / 0.625)[:, :, None, None]  # doubling the side keeps 0.75^2 + 0.25^2 of the deviation
     return torch.addcmul(x, x, F.interpolate(coarse, x.shape[2:], mode="bilinear"))
 
