@@ -160,7 +160,9 @@ def current_ranks() -> Ranks:
 
 def claim_device(device: str) -> str:
     """Make this process's GPU the current one, if it is to compute on GPUs; the backend of torch.distributed."""
-    kind, here = pick_device(device).type, int(os.environ["LOCAL_WORLD_SIZE"])
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    # `pick_device` tries "cuda" out on the first GPU, where every process would then keep some memory
+    kind = "cuda" if device == "cuda" and torch.cuda.is_available() else pick_device(device).type
     if kind == "cpu":
         return "gloo"
     if kind != "cuda" or device not in ("auto", "cuda"):

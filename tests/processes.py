@@ -40,7 +40,8 @@ def together(work: Callable, *arguments: object, n_processes: int, folder: Path,
         "TORCHELASTIC_USE_AGENT_STORE": True,
         "TORCHELASTIC_RESTART_COUNT": 0,
     }
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which imports torch once, and forks before any thread runs
+    context.set_forkserver_preload(["fetal_utils.simclr", "pytest"])
     started = []
     for rank in range(n_processes):
         of_rank = environment | {"RANK": rank, "LOCAL_RANK": rank}

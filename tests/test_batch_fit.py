@@ -14,6 +14,7 @@ from fetal_utils.batch_fit import COPIES, SAFETY, bytes_per_view, check_batch_fi
 from fetal_utils.contrast import SimCLR
 from fetal_utils.depthwise import quicken_depthwise
 from fetal_utils.encoders import InitialWeights
+from fetal_utils.ranks import Ranks
 
 # For one view of 8 x 8 px the convolution keeps its input, 8 * 8 floats, and the ReLU its output,
 # 4 * 6 * 6 floats, which is also what the linear layer keeps.
@@ -108,6 +109,23 @@ def test_pieces_of_a_size_that_memory_cannot_hold_are_refused_too():
 def test_where_not_even_the_weights_fit_the_largest_is_none():
     with pytest.raises(MemoryError, match="the largest that fits is about 0"):
         check(2, 100)
+
+
+def test_each_of_several_processes_needs_room_for_its_share_of_the_views():
+    three = Ranks(1, 3)
+    check(10, needed(7), ranks=three)  # 20 views: one process has 7
+    with pytest.raises(MemoryError, match="the largest that fits is about 9;"):
+        check(10, needed(6), ranks=three)
+    check(9, needed(6), ranks=three)
+    check(10, needed(3), chunk_size=9, ranks=three)
+
+
+def test_processes_on_one_machine_share_the_memory_of_its_cpu(monkeypatch):
+    monkeypatch.setattr(batch_fit.psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * needed(10)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    check_batch_fits(SMALL, batch_size=10, image_size=8, ranks=Ranks(0, 2))
+    with pytest.raises(MemoryError):
+        check_batch_fits(SMALL, batch_size=11, image_size=8, ranks=Ranks(0, 2))
 
 
 def test_what_is_free_is_asked_of_the_system(monkeypatch):

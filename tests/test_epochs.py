@@ -10,6 +10,7 @@ from toy_runs import toy_store
 
 from fetal_utils.epochs import Best, GeneratorState, run_epochs
 from fetal_utils.optimisers import build_optimiser, descend, warmup_cosine
+from fetal_utils.ranks import Ranks
 from fetal_utils.runs import Work
 
 
@@ -244,6 +245,21 @@ def test_a_generator_goes_on_from_its_state():
     other = torch.Generator().manual_seed(2)
     GeneratorState(other).load_state_dict(state)
     assert torch.equal(torch.rand(5, generator=other), expected)
+
+
+# --- one of several processes ---
+
+
+def test_of_several_processes_only_the_first_writes_and_the_others_learn_the_same(tmp_path, monkeypatch):
+    first = LineFit(tmp_path / "first")
+    expected = first.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ranks, "joined", Ranks(1, 2))
+        other = LineFit(tmp_path / "other")
+        log = other.run()
+    assert list((tmp_path / "other").iterdir()) == []
+    pd.testing.assert_frame_equal(log.drop(columns="seconds"), expected.drop(columns="seconds"))
+    assert final_state(other) == final_state(first)
 
 
 # --- files written whole ---

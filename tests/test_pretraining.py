@@ -107,6 +107,7 @@ def test_the_record_counts_images_patients_steps_and_views(run, tiny_dataset):
         "batch_size": 40,
         "optimiser_steps": 3 * 2,
         "views_seen": 3 * 2 * 40 * 2,
+        "world_size": 1,
     }
 
 

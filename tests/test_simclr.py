@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,9 @@ from fetal_utils.command_line import UsageError
 from fetal_utils.dataset import Dataset
 from fetal_utils.encoders import InitialWeights
 from fetal_utils.models import OFFLINE_BACKBONE, build_encoder
+from fetal_utils.ranks import Ranks
 from fetal_utils.runs import RunStore
-from fetal_utils.simclr import Pretrain, main, settings_from
+from fetal_utils.simclr import Pretrain, main, prepare, settings_from
 from fetal_utils.unlabelled import open_unlabelled
 
 START = InitialWeights(backbone="test_efficientnet", init="random", seed=1)
@@ -170,6 +172,23 @@ def test_a_whole_number_is_a_rate_too_and_a_word_is_no_answer():
 def test_a_seed_is_that_of_random_weights_too_and_of_no_others():
     assert settings_from({"init": "random", "seed": 4}).start.seed == 4
     assert settings_from({"seed": 4}).start.seed == 0
+
+
+# --- several processes ---
+
+
+def test_more_processes_than_a_batch_can_feed_are_refused_before_anything_is_trained(tiny_phantom, tmp_path):
+    options = SimpleNamespace(
+        data_dir=str(tiny_phantom),
+        results_dir=str(tmp_path),
+        device="cpu",
+        parameters=[("image_size", "32"), ("batch_size", "40"), ("chunk_size", "4")],
+    )
+    with pytest.raises(ValueError, match=r"chunk_size=4 can't be shared by 5 processes.*start at most 4"):
+        prepare(options, Ranks(0, 5))
+    settings, store = prepare(options, Ranks(0, 4))
+    assert (settings.batch_size, store.progress) == (40, True)
+    assert not prepare(options, Ranks(3, 4))[1].progress
 
 
 # --- the command ---

@@ -151,6 +151,17 @@ def test_two_views_are_two_draws_of_the_same_images():
     assert not torch.equal(view_a, view_b)
 
 
+@pytest.mark.parametrize("preset", ["ultrasound", "none"])
+def test_views_of_a_part_are_those_that_the_whole_batch_would_have(preset):
+    augment, images = Augment(preset, image_size=SIZE, **AS_IS), noisy_images(7)
+    whole, part = seeded(), seeded()
+    expected = two_views(images, augment, whole)
+    kept = torch.tensor([0, 3, 6]), torch.tensor([2])
+    for views, all_views, rows in zip(two_views(images, augment, part, kept=kept), expected, kept, strict=True):
+        torch.testing.assert_close(views, all_views[rows], atol=1e-5, rtol=0)
+    assert torch.equal(whole.get_state(), part.get_state())  # the next batch is the same too
+
+
 # each family against what its strength says
 
 
