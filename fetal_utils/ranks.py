@@ -17,6 +17,7 @@ from fetal_utils.environment import pick_device
 
 STEP_TIMEOUT = timedelta(minutes=30)  # of what all do in every step; the first may look at held-out patients meanwhile
 WAIT_TIMEOUT = timedelta(days=7)  # while the first decodes images, or waits for the lock of the run
+NO_ANSWER = "another process was killed or does not answer; whole epochs are kept. Run the same again to go on"
 
 
 class LostProcessError(RuntimeError):
@@ -131,7 +132,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            raise LostProcessError(self.reason() or f"another process does not answer: {first_line(error)}") from error
+            raise LostProcessError(self.reason() or NO_ANSWER) from error
 
     def reason(self) -> str:
         """Why another process failed, by its own report; empty if it made none."""
@@ -150,7 +151,9 @@ def meet() -> Ranks:
     if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
         return ALONE
     board, rank, world_size = next(dist.rendezvous("env://"))
-    return Ranks(rank, world_size, board)
+    # torchrun keeps one board for all its restarts, and on it the addresses and reports of processes that are gone
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return Ranks(rank, world_size, dist.PrefixStore(f"attempt {attempt}", board))
 
 
 def current_ranks() -> Ranks:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from fetal_utils import ranks
-from fetal_utils.ranks import ALONE, LostProcessError, Ranks, claim_device, current_ranks, meet
+from fetal_utils.ranks import ALONE, NO_ANSWER, LostProcessError, Ranks, claim_device, current_ranks, meet
 
 
 @pytest.fixture
@@ -51,6 +51,22 @@ def test_alone_a_process_is_the_first_and_waits_for_nobody(capsys):
     assert capsys.readouterr() == ("", "error: a message\n")
 
 
+# --- of torchrun ---
+
+
+def test_processes_that_torchrun_starts_again_find_no_note_of_those_before(of_torchrun, capsys):
+    kept = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps it
+    of_torchrun.setenv("MASTER_ADDR", "127.0.0.1")
+    of_torchrun.setenv("MASTER_PORT", str(kept.port))
+    of_torchrun.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for attempt in (0, 0, 1):
+        of_torchrun.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        met = meet()
+        assert (met.rank, met.world_size, met.is_first) == (0, 2, True)
+        met.report(f"error: of attempt {attempt}")
+    assert capsys.readouterr().err == "error: of attempt 0\nerror: of attempt 1\n"
+
+
 # --- one message ---
 
 
@@ -72,10 +88,11 @@ def test_whoever_loses_a_process_learns_why_it_failed(board):
     assert "Traceback" in message and "ArithmeticError" in message
 
 
-def test_a_process_that_was_killed_left_no_reason_and_the_connection_is_named(board):
+def test_a_process_that_was_killed_left_no_reason_and_how_to_go_on_is_said(board):
     with pytest.raises(LostProcessError) as lost, Ranks(0, 2, board).listening():
-        raise RuntimeError("closed by peer\nand more")
-    assert str(lost.value) == "another process does not answer: closed by peer"
+        raise RuntimeError("closed by peer")
+    assert str(lost.value) == NO_ANSWER
+    assert str(lost.value.__cause__) == "closed by peer"
 
 
 def test_an_error_of_another_kind_is_no_lost_process(board):
