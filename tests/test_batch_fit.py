@@ -114,7 +114,7 @@ def test_where_not_even_the_weights_fit_the_largest_is_none():
 def test_each_of_several_processes_needs_room_for_its_share_of_the_views():
     three = Ranks(1, 3)
     check(10, needed(7), ranks=three)  # 20 views: one process has 7
-    with pytest.raises(MemoryError, match="the largest that fits is about 9;"):
+    with pytest.raises(MemoryError, match=r"the largest that fits is about 9\."):
         check(10, needed(6), ranks=three)
     check(9, needed(6), ranks=three)
     check(10, needed(3), chunk_size=9, ranks=three)
