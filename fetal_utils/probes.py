@@ -53,6 +53,11 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, strength: float, max_
     -------
     Pipeline
     """
-    regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=max_iter)
     with threadpool_limits(1):  # matrices this small are slower on several threads
-        return make_pipeline(StandardScaler(), regression).fit(features, labels)
+        return build_probe(strength=strength, max_iter=max_iter).fit(features, labels)
+
+
+def build_probe(*, strength: float, max_iter: int = 500) -> Pipeline:
+    """The pipeline of `fit_probe`, not fitted yet."""
+    regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=max_iter)
+    return make_pipeline(StandardScaler(), regression)

@@ -20,7 +20,7 @@ from fetal_utils.encoders import InitialWeights, initial_weights
 from fetal_utils.epochs import run_epochs
 from fetal_utils.following import compute_together
 from fetal_utils.images import ImageFormat
-from fetal_utils.models import OFFLINE_BACKBONE, build_encoder
+from fetal_utils.models import OFFLINE_BACKBONE, ProjectionHead, build_encoder
 from fetal_utils.optimisers import check_optimisation, check_optimiser
 from fetal_utils.pretraining import LOOK_EVERY, Pretraining
 from fetal_utils.ranks import ALONE, LostProcessError, Ranks, current_ranks, meet
@@ -28,9 +28,10 @@ from fetal_utils.runs import RunsFailedError, RunStore, Work
 from fetal_utils.settings import Settings
 from fetal_utils.shares import share_batch
 from fetal_utils.unlabelled import UnlabelledImages, open_unlabelled
-from fetal_utils.weights import save_weights
+from fetal_utils.weights import load_weights, read_weights, save_weights
 
 ALL_PLANES = "all"
+HEAD_FILE = "projection_head.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,21 @@ class Pretrain(Settings):
         """The pretrained network, from a finished run."""
         return build_encoder(self.backbone, init=store.open(self).weights)
 
+    def projection_head(self, store: RunStore) -> ProjectionHead:
+        """The head that this run trained with the encoder: features h to projections z, to look at. What learns from
+        labels takes h.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the run was made before heads were kept; delete its folder to make it again.
+        """
+        weights = read_weights(store.open(self).folder / HEAD_FILE)
+        hidden_dim, n_features = weights["0.weight"].shape
+        head = ProjectionHead(n_features, hidden_dim=hidden_dim, projection_dim=self.projection_dim, seed=0)
+        load_weights(head, store.open(self).folder / HEAD_FILE)
+        return head.eval()
+
     def pool_rows(self, dataset: Dataset) -> np.ndarray:
         """Positions of the images to learn from: training patients, neither val nor test."""
         return dataset.rows("train", None if self.pool == ALL_PLANES else dataset.task(self.pool))
@@ -160,6 +176,7 @@ class Pretrain(Settings):
         ranks.wait_for_all()  # none reads here any more: the folder may get its final name
         if ranks.is_first:
             save_weights(pretraining.model.encoder, work.folder / "weights.safetensors")
+            save_weights(pretraining.model.projection_head, work.folder / HEAD_FILE)
         work.facts |= pretraining.facts()
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fetal_utils.phantom.fetus import Fetus, draw_fetus
 from fetal_utils.phantom.machines import MACHINES
-from fetal_utils.phantom.scene import compose, draw_scene
+from fetal_utils.phantom.scene import Scene, compose, draw_scene, draw_structures
 from fetal_utils.phantom.table import check_metadata
 
 IMAGE_HEIGHTS = (64, 1024)  # px
@@ -62,6 +62,18 @@ def _fetus(seed: int, patient: int) -> Fetus:
 
 def draw_row(row: dict, *, seed: int, image_height: int) -> tuple[np.ndarray, np.ndarray]:
     """Image and mask of a row that was checked before."""
+    scene, about = _compose(row, seed)
+    return draw_scene(scene, plane=row["Plane"], image_height=image_height, **about)
+
+
+def draw_row_structures(row: dict, *, seed: int, image_height: int) -> np.ndarray:
+    """`Structure` at every pixel of the image of a row that was checked before, uint8, of the image's shape."""
+    scene, about = _compose(row, seed)
+    return draw_structures(scene, image_height=image_height, **about)
+
+
+def _compose(row: dict, seed: int) -> tuple[Scene, dict]:
+    """The scene of a row, and what else its drawing needs: fetus, machine and the generator of this image."""
     patient = int(row["Patient_num"])
     machine = MACHINES[row["US_Machine"]]
     fetus = _fetus(seed, patient)
@@ -70,4 +82,4 @@ def draw_row(row: dict, *, seed: int, image_height: int) -> tuple[np.ndarray, np
     # in the real table the operator "Other" used the Aloka for the cervix and for maternal vessels only
     vascular = row["US_Machine"] == "Aloka" and row["Operator"] == "Other"
     scene = compose(row["Plane"], row["Brain_plane"], vascular=vascular, fetus=fetus, machine=machine, rng=rng)
-    return draw_scene(scene, fetus=fetus, machine=machine, plane=row["Plane"], image_height=image_height, rng=rng)
+    return scene, {"fetus": fetus, "machine": machine, "rng": rng}

@@ -7,7 +7,7 @@ import numpy as np
 from fetal_utils.phantom import mother
 from fetal_utils.phantom.fetus import Fetus
 from fetal_utils.phantom.geometry import BeamGrid, Probe, Screen, cover
-from fetal_utils.phantom.imaging import b_mode
+from fetal_utils.phantom.imaging import Scanner, b_mode
 from fetal_utils.phantom.machines import ENDOCAVITY_PROBE, LINEAR_PROBE, Machine, draw_scanner
 from fetal_utils.phantom.overlay import ANATOMY, draw_overlay
 from fetal_utils.phantom.painting import paint
@@ -80,13 +80,9 @@ def draw_scene(
     scene: Scene, *, fetus: Fetus, machine: Machine, plane: str, image_height: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image and mask of a scene, both uint8 (image_height, width)."""
-    screen = _screen(scene, machine, image_height, rng)
-    linear = scene.probe.radius_mm == 0
-    focus_mm = scene.centre_mm[1] - scene.probe.radius_mm
-    scanner = draw_scanner(machine, focus_mm=focus_mm, tgc_db_cm=scene.tgc_db_cm, linear=linear, rng=rng)
-    grid = cover(scene.probe, screen, beam_width=2 * scanner.lateral, max_depth_mm=scene.max_depth_mm)
+    scanner, grid = _aim(scene, machine, image_height, rng)
     labels = scene.labels(grid, fetus)
-    spacing_mm = grid.beam_step * (1 if linear else scene.centre_mm[1])
+    spacing_mm = grid.beam_step * (1 if _is_linear(scene) else scene.centre_mm[1])
     gray = b_mode(
         tissue_of(labels),
         ranges_mm=grid.ranges_mm,
@@ -100,6 +96,28 @@ def draw_scene(
     mask = grid.to_screen_nearest(defines[labels])
     weeks = fetus.biometry.weeks
     return draw_overlay(image, mask, layout=machine.layout, plane=plane, weeks=weeks, rng=rng)
+
+
+def draw_structures(
+    scene: Scene, *, fetus: Fetus, machine: Machine, image_height: int, rng: np.random.Generator
+) -> np.ndarray:
+    """`Structure` at every pixel of the image that `draw_scene` draws of an equal generator; uint8, of its shape."""
+    _, grid = _aim(scene, machine, image_height, rng)
+    return grid.to_screen_nearest(scene.labels(grid, fetus))
+
+
+def _aim(scene: Scene, machine: Machine, image_height: int, rng: np.random.Generator) -> tuple[Scanner, BeamGrid]:
+    """The scanner's settings, and the beams that cover its screen."""
+    screen = _screen(scene, machine, image_height, rng)
+    focus_mm = scene.centre_mm[1] - scene.probe.radius_mm
+    linear = _is_linear(scene)
+    scanner = draw_scanner(machine, focus_mm=focus_mm, tgc_db_cm=scene.tgc_db_cm, linear=linear, rng=rng)
+    return scanner, cover(scene.probe, screen, beam_width=2 * scanner.lateral, max_depth_mm=scene.max_depth_mm)
+
+
+def _is_linear(scene: Scene) -> bool:
+    """Whether the probe's face is straight."""
+    return scene.probe.radius_mm == 0
 
 
 def _cervix(rng: np.random.Generator) -> Scene:
