@@ -149,13 +149,13 @@ def choose_on_test(
     Raises
     ------
     ValueError
-        If there are fewer than two results or four test patients, or the counts differ.
+        If there is no result, there are fewer than four test patients, or the counts differ.
     """
     n_patients = predictions[0]["patient"].nunique() if len(predictions) else 0
-    if len(predictions) < 2 or len(predictions) != len(val_scores) or n_patients < 4:
+    if not len(predictions) or len(predictions) != len(val_scores) or n_patients < 4:
         raise ValueError(
             f"{len(predictions)} results with {len(val_scores)} validation scores, {n_patients} test patients: "
-            "expected two results or more with a score each, and four patients to halve"
+            "expected a result or more with a score each, and four patients or more to halve"
         )
     first, second = halve_twice(n_patients, n_halvings=n_halvings, rng=rng)
     on_first, on_second = (

@@ -353,3 +353,21 @@ def test_an_interrupted_command_says_in_one_line_how_to_go_on_and_goes_on(tiny_p
     log = pd.read_csv(Path(capsys.readouterr().out.splitlines()[-1]) / "log.csv")
     assert log["epoch"].tolist() == list(range(1, N_EPOCHS + 1))
     assert log["seconds"].head(len(kept)).tolist() == kept["seconds"].tolist()  # these were not trained again
+
+
+def test_the_projection_head_of_a_run_is_kept_and_gives_projections_of_the_features(store, run):
+    head = SETTINGS.projection_head(store)
+    features = torch.randn(5, head[0].in_features, generator=torch.Generator().manual_seed(0))
+    assert head(features).shape == (5, SETTINGS.projection_dim)
+    assert not head.training
+    kept = load_file(run.folder / "projection_head.safetensors")
+    assert torch.equal(head[0].weight, kept["0.weight"])
+
+
+def test_a_run_made_before_heads_were_kept_says_which_file_is_missing(tiny_dataset, tmp_path):
+    store = new_store(tiny_dataset, tmp_path)
+    settings = dataclasses.replace(SETTINGS, n_epochs=1)
+    (run,) = store.get([settings])
+    (run.folder / "projection_head.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"projection_head\.safetensors"):
+        settings.projection_head(store)
