@@ -68,10 +68,10 @@ def cross_validated_f1(
             f"split={split!r}, n_folds={n_folds} of {n_patients} patients: expected one of {SPLITS}, and 2 folds or "
             "more, each with a patient"
         )
-    dealer = StratifiedGroupKFold if split == "by patient" else StratifiedKFold
+    dealer, groups = (StratifiedGroupKFold, patients) if split == "by patient" else (StratifiedKFold, None)
     folds = dealer(n_folds, shuffle=True, random_state=int(rng.integers(2**31)))
     with threadpool_limits(1):  # matrices this small are slower on several threads
-        predicted = cross_val_predict(classifier, features, labels, groups=patients, cv=folds)
+        predicted = cross_val_predict(classifier, features, labels, groups=groups, cv=folds)
     return macro_f1_of_present(labels, predicted)
 
 
