@@ -1,7 +1,8 @@
 """Colours, markers and short names: the same for a plane or a strategy in every figure.
 
 The colours stay apart in normal vision and in simulated protanopia, deuteranopia and tritanopia (Machado et al.
-2009, IEEE Trans Vis Comput Graph 15:1291), which the tests hold. Strategies also differ by marker and line.
+2009, IEEE Trans Vis Comput Graph 15:1291), which the tests hold: by CIEDE2000, where about 2 is just noticeable side
+by side, the planes of a task differ by 25 and more, the strategies by 20. Strategies also differ by marker and line.
 """
 
 import io
@@ -12,15 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PLANE_COLOURS = {
-    "Fetal abdomen": "#CC3311",
-    "Fetal brain": "#004488",
-    "Fetal femur": "#DDCC77",
-    "Fetal thorax": "#BB5566",
-    "Maternal cervix": "#56B4E9",
-    "Other": "#999999",
-    "Trans-thalamic": "#0077BB",
-    "Trans-cerebellum": "#E69F00",
-    "Trans-ventricular": "#882255",
+    "Fetal abdomen": "#CC1100",
+    "Fetal brain": "#2222CC",
+    "Fetal femur": "#EEBB55",
+    "Fetal thorax": "#551133",
+    "Maternal cervix": "#00BBFF",
+    "Other": "#888888",
+    "Trans-thalamic": "#004477",
+    "Trans-cerebellum": "#EE77BB",
+    "Trans-ventricular": "#880000",
 }
 
 # the hue tells what the encoder learned from, the darker of two shades that it started from ImageNet weights
@@ -30,7 +31,7 @@ STRATEGY_COLOURS = {
     "simclr_scratch": "#56B4E9",
     "simclr_imagenet": "#0072B2",
     "dual_scratch": "#E69F00",
-    "dual_imagenet": "#D55E00",
+    "dual_imagenet": "#B34400",
 }
 STRATEGY_MARKERS = {
     "scratch": "o",

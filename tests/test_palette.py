@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from skimage.color import rgb2lab
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from fetal_utils.palette import (
     FALLBACK_COLOURS,
@@ -28,22 +28,38 @@ VISIONS = {
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
 }  # fmt: skip
 PLANES = ["Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax", "Maternal cervix", "Other"]
+BRAIN_PLANES = ["Trans-thalamic", "Trans-cerebellum", "Trans-ventricular"]
 
 
 def smallest_difference(colours, vision):
-    """Smallest CIE 1976 colour difference between any two; about 2 is just noticeable side by side."""
+    """Smallest CIEDE2000 colour difference between any two; about 2 is just noticeable side by side."""
     rgb = np.array([to_rgb(colour) for colour in colours])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     seen = np.clip(linear @ np.array(VISIONS[vision]).T, 0, 1)
     srgb = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
     lab = rgb2lab(srgb[None])[0]
-    return min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2))
+    return min(deltaE_ciede2000(a, b) for a, b in itertools.combinations(lab, 2))
+
+
+def test_the_simulation_makes_red_and_green_alike_where_they_are_and_black_and_white_nowhere():
+    assert smallest_difference(["#CC0000", "#558800"], "normal") > 60
+    assert smallest_difference(["#CC0000", "#558800"], "deuteranopia") < 4
+    assert min(smallest_difference(["black", "white"], vision) for vision in VISIONS) > 99
 
 
 @pytest.mark.parametrize("vision", VISIONS)
-@pytest.mark.parametrize("palette", [PLANE_COLOURS, STRATEGY_COLOURS], ids=["planes", "strategies"])
-def test_colours_stay_well_apart_in_every_vision(palette, vision):
-    assert smallest_difference(palette.values(), vision) > 15
+@pytest.mark.parametrize(
+    "colours, limit",
+    [
+        ([PLANE_COLOURS[plane] for plane in PLANES], 25),
+        ([PLANE_COLOURS[plane] for plane in BRAIN_PLANES], 25),
+        (PLANE_COLOURS.values(), 10),  # no figure shows both tasks at once
+        (STRATEGY_COLOURS.values(), 19),
+    ],
+    ids=["planes", "brain planes", "both tasks", "strategies"],
+)
+def test_colours_stay_well_apart_in_every_vision(colours, limit, vision):
+    assert smallest_difference(colours, vision) > limit
 
 
 def test_every_plane_and_strategy_has_its_own_colour_whatever_is_drawn_with_it():
