@@ -6,19 +6,25 @@ import os
 import platform
 import random
 import resource
+import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
+from IPython.display import Markdown
 from tqdm.auto import tqdm
 
 from fetal_utils.progress import ProgressLines
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "scikit-learn", "numpy", "pandas")
+MEASURED_THREADS = 2  # of the CPU on which the minutes that notebooks quote were measured
+LEAST_MEMORY_GIB = 3  # free; below it, a notebook's own values may not fit
+LEAST_DISK_GIB = 2  # free, for decoded images and the weights of a study's runs
 
 
 def project_path(path: str | Path) -> Path:
@@ -106,6 +112,63 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return described.stdout.strip()
+
+
+def describe_environment(results_dir: str | Path, *, device: torch.device | str = "cpu", **facts: object) -> Markdown:
+    """What a notebook runs on, as a table, and what that means for the minutes it quotes.
+
+    Parameters
+    ----------
+    results_dir : path
+        Where the results go, whether or not it exists yet; relative ones count from the repository root.
+    device : torch.device or str
+        What the networks are computed on.
+    **facts
+        Further rows, before all others.
+    """
+    folder = project_path(results_dir)
+    existing = next(one for one in (folder, *folder.parents) if one.is_dir())
+    memory_gib = psutil.virtual_memory().available / 2**30
+    disk_gib = shutil.disk_usage(existing).free / 2**30
+    device, threads = torch.device(device), torch.get_num_threads()
+    rows = facts | {
+        "results": f"{folder}, {disk_gib:,.0f} GiB of disk free",
+        "device": device if device.type == "cpu" else f"{device}, {_accelerator_name(device)}",
+        "CPU": f"{threads} of {os.cpu_count()} cores in use by torch, {memory_gib:,.1f} GiB of memory free",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+    table = "\n".join(f"| **{name}** | {value} |" for name, value in rows.items())
+    meaning = what_it_means(device.type, threads=threads, memory_gib=memory_gib, disk_gib=disk_gib)
+    return Markdown("| | |\n|:--|:--|\n" + table + "\n\n" + "\n".join(f"- {line}" for line in meaning))
+
+
+def what_it_means(device_type: str, *, threads: int, memory_gib: float, disk_gib: float) -> list[str]:
+    """For a reader of quoted minutes: what to expect on this machine, and what to change where it is small."""
+    if device_type != "cpu":
+        lines = [
+            f"Networks run on **{device_type}**: expect fewer minutes than the CPU's above; none were measured on it."
+        ]
+    elif threads == MEASURED_THREADS:
+        lines = [f"CPU with {threads} threads: the minutes above are for such a machine."]
+    else:
+        change = "more" if threads < MEASURED_THREADS else "fewer"
+        noun = "thread" if threads == 1 else "threads"
+        lines = [f"CPU with {threads} {noun}: expect {change} minutes than above, which are for {MEASURED_THREADS}."]
+    if memory_gib < LEAST_MEMORY_GIB:
+        lines.append(
+            f"**Less than {LEAST_MEMORY_GIB} GiB of memory are free**: close other kernels, or use an `image_size` of "
+            "64 and small batches."
+        )
+    if disk_gib < LEAST_DISK_GIB:
+        lines.append(f"**Less than {LEAST_DISK_GIB} GiB of disk are free**: give a `results_dir` on a larger one.")
+    return lines
+
+
+def _accelerator_name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return device.type
+    free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(device))
+    return f"{torch.cuda.get_device_name(device)}, {free:,.0f} of {total:,.0f} GiB free"
 
 
 def peak_memory_mib(device: torch.device) -> float:

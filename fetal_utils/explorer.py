@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ipywidgets
@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from fetal_utils.data_plots import require_rows
 from fetal_utils.embedding_plots import add_value_legend, plot_map
 from fetal_utils.neighbours import find_neighbours
-from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, png, short_names
-
-EVERY = "every"  # the choice of a filter that lets all images through
+from fetal_utils.palette import FONT_SIZE, INK, LooseFigure, short_names
+from fetal_utils.row_explorer import RowExplorer
 
 
 @dataclass(frozen=True)
@@ -133,10 +132,10 @@ def choose_rows(scene: Scene, *, n_points: int, rng: np.random.Generator) -> np.
     return np.sort(np.concatenate([wrong, order[right][: n_points - len(wrong)]]))
 
 
-class MapExplorer(ipywidgets.VBox):
-    """Filters, a slider over the images they let through, and a button to walk to each nearest image.
+class MapExplorer(RowExplorer):
+    """Step through the images of a map, all or some, and walk from each to its nearest images.
 
-    A filter under which no image is left sets the other filters back; so does a button, if its image is held back.
+    A button whose image is held back by a filter sets the filters back.
 
     Parameters
     ----------
@@ -144,78 +143,24 @@ class MapExplorer(ipywidgets.VBox):
 
     Attributes
     ----------
-    filters : dict of str to Dropdown
-        For plane, patient, machine and, where there are predictions, prediction ("right" or "wrong").
-    slider : SelectionSlider
-        Its value is the row shown, its options are the rows let through.
-    previous, following : Button
     walks : list of Button
-        To the nearest image, the second nearest, ...
-    picture : Image
-        `draw_points` of the row.
+        To the nearest image, the second nearest, ...; see `RowExplorer` for the others. There are filters for plane,
+        patient, machine and, where there are predictions, prediction ("right" or "wrong").
     """
 
     def __init__(self, scene: Scene) -> None:
-        self.scene, self.labels = scene, _filter_labels(scene)
-        self.filters = {name: _filter(self.labels[name]) for name in self.labels.columns}
-        rows = list(range(len(self.labels)))
-        self.slider = ipywidgets.SelectionSlider(description="image", options=rows, continuous_update=False)
-        self.previous, self.following = (ipywidgets.Button(description=name) for name in ("previous", "next"))
+        self.scene = scene
         self.walks = [ipywidgets.Button(description=f"to nearest {n}") for n in range(1, scene.n_neighbours + 1)]
-        self.picture = ipywidgets.Image(format="png")
-        self._connect()
-        steps = ipywidgets.HBox([self.slider, self.previous, self.following])
-        super().__init__([ipywidgets.HBox([*self.filters.values()]), steps, self.picture, ipywidgets.HBox(self.walks)])
-
-    def _connect(self) -> None:
-        for one in self.filters.values():
-            one.observe(self._refilter, names="value")
-        self.slider.observe(self._show, names="value")
-        self.previous.on_click(lambda _: self._step(-1))
-        self.following.on_click(lambda _: self._step(1))
         for position, button in enumerate(self.walks):
             button.on_click(lambda _, position=position: self._walk(position))
-        self._show()
+        super().__init__(_filter_labels(scene), below=[ipywidgets.HBox(self.walks)])
 
-    def _show(self, _: object = None) -> None:
-        self.picture.value = png(draw_points(self.scene, [self.slider.value]))
-
-    def _let_through(self) -> list[int]:
-        through = np.ones(len(self.labels), dtype=bool)
-        for name, one in self.filters.items():
-            through &= ((self.labels[name] == one.value) | (one.value == EVERY)).to_numpy()
-        return np.flatnonzero(through).tolist()
-
-    def _refilter(self, change: dict) -> None:
-        if not (rows := self._let_through()):  # the last choice counts
-            self._clear([one for one in self.filters.values() if one is not change["owner"]])
-            rows = self._let_through()
-        self._offer(rows)
-
-    def _offer(self, rows: list[int]) -> None:
-        here = self.slider.value
-        self.slider.unobserve(self._show, names="value")  # new options move the slider: draw once, when all is set
-        self.slider.options = rows
-        self.slider.value = here if here in rows else rows[0]
-        self.slider.observe(self._show, names="value")
-        self._show()
-
-    def _clear(self, filters: Iterable[ipywidgets.Dropdown]) -> None:
-        for one in filters:
-            one.unobserve(self._refilter, names="value")
-            one.value = EVERY
-            one.observe(self._refilter, names="value")
-
-    def _step(self, by: int) -> None:
-        rows = self.slider.options
-        self.slider.value = rows[(rows.index(self.slider.value) + by) % len(rows)]
+    def draw(self, row: int) -> Figure:
+        """The map with the row's point, its image, CAM and nearest images."""
+        return draw_points(self.scene, [row])
 
     def _walk(self, position: int) -> None:
-        row = int(self.scene.neighbours(self.slider.value)[position])
-        if row not in self.slider.options:
-            self._clear(self.filters.values())
-            self._offer(self._let_through())
-        self.slider.value = row
+        self.show_row(int(self.scene.neighbours(self.slider.value)[position]))
 
 
 def _filter_labels(scene: Scene) -> pd.DataFrame:
@@ -223,14 +168,6 @@ def _filter_labels(scene: Scene) -> pd.DataFrame:
     if "predicted" in scene.table.columns:
         labels = labels.assign(prediction=np.where(scene.right(), "right", "wrong"))
     return labels
-
-
-def _filter(labels: pd.Series) -> ipywidgets.Dropdown:
-    return ipywidgets.Dropdown(description=labels.name, options=[EVERY, *sorted(labels.unique(), key=_numbers_first)])
-
-
-def _numbers_first(name: str) -> tuple[float, str]:
-    return (float(name), name) if name.isdecimal() else (float("inf"), name)
 
 
 def _ring(ax: Axes, point: np.ndarray, text: str) -> None:

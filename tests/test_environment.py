@@ -1,4 +1,5 @@
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fetal_utils import environment
 from fetal_utils.environment import (
     PROJECT_ROOT,
     commit,
+    describe_environment,
     peak_memory_mib,
     pick_device,
     progress_bar,
@@ -17,6 +19,7 @@ from fetal_utils.environment import (
     set_seed,
     torch_generator,
     versions,
+    what_it_means,
 )
 
 
@@ -90,6 +93,33 @@ def test_versions_name_what_the_numbers_depend_on():
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
     assert found["numpy"] == np.__version__
     assert set(found) == {"python", *environment.PACKAGES}
+
+
+@pytest.mark.parametrize(
+    "device_type, threads, memory_gib, disk_gib, expected",
+    [
+        ("cpu", 2, 16, 50, ["CPU with 2 threads: the minutes above are for such a machine."]),
+        ("cpu", 1, 16, 50, ["CPU with 1 thread: expect more minutes than above, which are for 2."]),
+        ("cpu", 8, 16, 50, ["CPU with 8 threads: expect fewer minutes than above, which are for 2."]),
+        ("cuda", 8, 16, 50, ["on **cuda**: expect fewer minutes than the CPU's above; none were measured on it."]),
+        ("cpu", 2, 2.9, 50, ["CPU with 2 threads", "Less than 3 GiB of memory are free**: .* `image_size` of 64"]),
+        ("cpu", 2, 16, 1.9, ["CPU with 2 threads", "Less than 2 GiB of disk are free**: give a `results_dir`"]),
+    ],
+)
+def test_a_reader_is_told_what_the_machine_means_for_the_minutes(device_type, threads, memory_gib, disk_gib, expected):
+    lines = what_it_means(device_type, threads=threads, memory_gib=memory_gib, disk_gib=disk_gib)
+    assert len(lines) == len(expected)
+    assert all(re.search(pattern.replace("**", r"\*\*"), line) for pattern, line in zip(expected, lines, strict=True))
+
+
+def test_the_description_is_a_table_of_what_is_here_for_a_folder_that_need_not_exist_yet(tmp_path):
+    text = describe_environment(tmp_path / "not" / "yet", data="a phantom").data
+    first, *_ = [line for line in text.splitlines() if line.startswith("| **")]
+    assert first == "| **data** | a phantom |"
+    assert f"{tmp_path / 'not' / 'yet'}, " in text
+    assert f"torch {versions()['torch']}" in text
+    assert text.splitlines()[-1].startswith("- ")  # what it means comes last
+    assert not (tmp_path / "not").exists()
 
 
 def test_there_is_no_commit_outside_a_checkout(tmp_path, monkeypatch):

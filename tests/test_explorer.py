@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetal_utils.explorer import EVERY, MapExplorer, Scene, choose_rows, draw_points
+from fetal_utils.explorer import MapExplorer, Scene, choose_rows, draw_points
+from fetal_utils.row_explorer import EVERY, RowExplorer
 
 DEGREES = np.array([0, 10, 25, 90, 100, 115])
 N_IMAGES = len(DEGREES)
@@ -188,3 +189,8 @@ def test_a_scene_whose_parts_do_not_fit_is_refused(table):
         make_scene(table.drop(columns="machine"))
     with pytest.raises(ValueError, match="name at least one image"):
         draw_points(make_scene(table), [])
+
+
+def test_there_is_nothing_to_step_through_in_an_empty_table():
+    with pytest.raises(ValueError, match=r"no rows, columns \['plane'\]"):
+        RowExplorer(pd.DataFrame({"plane": []}))
