@@ -32,8 +32,8 @@ study: $(INSTALLED)  ## run the study: PRESET=demo on the phantom, or DATA_DIR=<
 test: $(INSTALLED)  ## run every test
 	$(BIN)/python -m pytest $(ARGS)
 
-lab: $(INSTALLED)  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_data_preparation.ipynb
+lab: $(INSTALLED)  ## open JupyterLab on the notebooks; without a browser, print its address
+	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_data_preparation.ipynb
 
 lint: $(INSTALLED)  ## check style and that notebooks carry no outputs
 	$(BIN)/ruff check .

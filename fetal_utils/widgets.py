@@ -67,6 +67,7 @@ def augmentation_lab(images: np.ndarray, titles: Sequence[str], *, image_size: i
         Its children: image, preset, strength, draw, picture, table.
     """
     picture, table = ipywidgets.Image(format="png"), ipywidgets.HTML()
+    table.add_class("jp-RenderedHTMLCommon")  # looks as a table of a cell's output does, in a dark theme too
     image = ipywidgets.IntSlider(description="image", max=len(images) - 1)
     preset = ipywidgets.Dropdown(description="preset", options=list(PRESETS))
     strength = ipywidgets.FloatSlider(description="strength x", value=1.0, max=3.0, step=0.1)
@@ -80,7 +81,7 @@ def augmentation_lab(images: np.ndarray, titles: Sequence[str], *, image_size: i
         panels = [one[0], *(view[0] for view in views)]
         sheet = contact_sheet(panels, [titles[image.value], "view a", "view b"], n_columns=3, panel_inches=2.6)
         picture.value = png(sheet)
-        table.value = pd.DataFrame(rows, columns=Row._fields).to_html(index=False, float_format="%.3g")
+        table.value = pd.DataFrame(rows, columns=Row._fields).to_html(index=False, float_format="%.3g", border=0)
 
     for control in controls:
         control.observe(show, names="value")

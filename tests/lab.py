@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,9 +20,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
+CHROMIUM = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), "")
 QUIET = [
     "--no-sandbox",  # root in a container has no namespaces for it
     "--disable-gpu",
@@ -185,14 +183,31 @@ _CODE = f"{_CELLS}.filter(cell => cell.model.type === 'code')"
 _FAILED = f"{_CODE}.flatMap(cell => cell.model.outputs.toJSON()).filter(output => output.output_type === 'error')"
 
 
-def picture_of(widget: Locator) -> str:
-    """Address of the picture that a widget shows; a new picture has a new one."""
-    return widget.locator("img").first.get_attribute("src")
+_DATA = """async image => {
+    const blob = await (await fetch(image.src)).blob();
+    return await new Promise(done => {
+        const reader = new FileReader();
+        reader.onload = () => done(reader.result);
+        reader.readAsDataURL(blob);
+    });
+}"""
 
 
-def wait_for_other_picture(widget: Locator, before: str) -> str:
-    """The address of the picture, once it is not the one before."""
-    widget.page.wait_for_function(
-        "([image, before]) => image.src !== before", arg=[widget.locator("img").first.element_handle(), before]
-    )
-    return picture_of(widget)
+def read_picture(cell: Locator) -> str:
+    """What a cell's widget shows, as a data URL."""
+    return cell.locator(".widget-image").first.evaluate(_DATA)
+
+
+def press_for_another_picture(cell: Locator, press: Callable[[Locator], object], *, timeout_s: float = 60) -> None:
+    """Do something to a cell's widget once, and wait until it shows other pixels.
+
+    Raises
+    ------
+    AssertionError
+        If it still shows the same ones after that time.
+    """
+    before, end = read_picture(cell), time.monotonic() + timeout_s
+    press(cell)
+    while read_picture(cell) == before:
+        assert time.monotonic() < end, f"the picture is still the same after {timeout_s} s"
+        time.sleep(0.1)

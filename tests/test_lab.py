@@ -1,0 +1,116 @@
+"""The notebooks in JupyterLab, as a reader meets them: run from the menu, sections listed, sliders moved."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import pytest
+from lab import CHROMIUM, NotebookPage, open_browser, press_for_another_picture, serve_lab, write_with_parameters
+from playwright.sync_api import Browser
+
+from fetal_utils.plans import all_notebooks, notebook_path, plan, read_preset
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt-get install chromium)"),
+]
+TIMEOUT_S = 900  # of one notebook; minutes less where nothing else runs
+
+
+class Lab(NamedTuple):
+    """A browser, and the address of a JupyterLab that shows the notebooks with small values."""
+
+    browser: Browser
+    address: str
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[Lab]:
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # workers find each other's runs
+    root, home = (tmp_path_factory.mktemp(name) for name in ("notebooks", "jupyter"))
+    write_notebooks(root, results_dir=shared / "lab_results")
+    with serve_lab(root, home) as address, open_browser() as browser:
+        yield Lab(browser, address)
+
+
+def write_notebooks(root: Path, *, results_dir: Path) -> None:
+    """Every notebook with the values of the smoke preset and one task, so that the notebooks share their runs."""
+    preset, given = read_preset("smoke"), {"results_dir": str(results_dir), "task": "brain_planes"}
+    for name in all_notebooks():
+        (execution,) = plan(preset, given, only=name)
+        write_with_parameters(notebook_path(name), root, execution.parameters)
+
+
+def sections(name: str) -> list[str]:
+    """Headings in the Markdown of a notebook."""
+    cells = nbformat.read(notebook_path(name), as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return re.findall(r"(?m)^#+ (.+)$", text)
+
+
+@pytest.fixture
+def opened(lab, request) -> Iterator[NotebookPage]:
+    """The notebook named by the test's parameter, run to its end without an error."""
+    page = NotebookPage(lab.browser, lab.address, f"{request.param}.ipynb")
+    page.run_all(timeout_s=TIMEOUT_S)
+    yield page
+    page.close()
+
+
+def test_every_notebook_that_has_something_to_move_is_moved():
+    assert set(MOVES) == {name for name in all_notebooks() if "somebody_watches()" in notebook_path(name).read_text()}
+
+
+@pytest.mark.parametrize("opened", all_notebooks(), indirect=True)
+def test_a_notebook_runs_from_the_menu_and_its_pictures_follow_what_is_moved(opened, request):
+    name = request.node.callspec.params["opened"]
+    assert opened.errors() == []
+    assert opened.headings() == sections(name)
+    if name in MOVES:
+        cell, moves = MOVES[name]
+        for move in moves:
+            press_for_another_picture(opened.cell(cell), move)
+
+
+def slide(description: str):
+    """A press on the middle of a slider's track."""
+
+    def press(cell):
+        slider = cell.locator(".widget-slider", has_text=description)
+        slider.locator(".noUi-target").click()
+
+    return press
+
+
+def choose(description: str, option: str):
+    """A choice in a drop-down list."""
+    return lambda cell: cell.get_by_label(description, exact=True).select_option(option)
+
+
+def push(name: str):
+    """A push of a button."""
+    return lambda cell: cell.get_by_role("button", name=name, exact=True).click()
+
+
+MOVES = {
+    "01_data_preparation": (
+        "browser",
+        [push("next"), slide("first image"), choose("machine", "Voluson E6"), choose("plane", "Fetal femur")],
+    ),
+    "02_simclr_pretraining": (
+        "lab",
+        [slide("image"), slide("strength x"), slide("draw"), choose("preset", "simclr")],
+    ),
+    "04_label_efficiency": (
+        "explorer",
+        [push("next"), slide("run"), choose("strategy", "dual_imagenet"), choose("label_fraction", "50%")],
+    ),
+    "05_cam_and_embeddings": (
+        "explorer",
+        [push("next"), push("to nearest 1"), slide("image"), choose("machine", "Aloka")],
+    ),
+}
