@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from fetal_utils.data_plots import require_rows
 from fetal_utils.efficiency_plots import plot_label_efficiency
 from fetal_utils.evaluation import count_confusion
-from fetal_utils.palette import INK, LooseFigure, whiten
+from fetal_utils.palette import INK, LooseFigure
 from fetal_utils.result_plots import plot_confusion
 from fetal_utils.row_explorer import RowExplorer
 from fetal_utils.runs import Run
@@ -36,8 +36,7 @@ def draw_run(run: Run, row: int, macro: pd.DataFrame, classes: Sequence[str]) ->
         New, not known to pyplot.
     """
     own = macro.iloc[row]
-    figure = LooseFigure(figsize=(13, 4.4), layout="constrained")
-    whiten(figure)
+    figure = LooseFigure(13, 4.4)
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
     plot_confusion(count_confusion(run.predictions, classes), classes, left)
     left.set_title(
