@@ -33,7 +33,8 @@ test: $(INSTALLED)  ## run every test
 	$(BIN)/python -m pytest $(ARGS)
 
 lab: $(INSTALLED)  ## open JupyterLab on the notebooks; without a browser, print its address
-	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_data_preparation.ipynb
+	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) \
+		--LabApp.default_url=/lab/tree/notebooks/01_data_preparation.ipynb
 
 lint: $(INSTALLED)  ## check style and that notebooks carry no outputs
 	$(BIN)/ruff check .

@@ -78,3 +78,9 @@ def test_git_carries_no_large_file_and_no_image_of_the_real_data():
     names = tracked()
     assert [name for name in names if (PROJECT_ROOT / name).stat().st_size > 1_500_000] == []
     assert [name for name in names if re.search(r"Patient\d{5}_Plane\d", name)] == []
+
+
+def test_make_lab_opens_jupyterlab_on_the_first_notebook():
+    made = subprocess.run(["make", "-n", "lab"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True).stdout
+    (opened,) = re.findall(r"--LabApp\.default_url=/lab/tree/(\S+)", made)
+    assert PROJECT_ROOT / opened == min((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
