@@ -107,10 +107,10 @@ MOVES = {
     ),
     "04_label_efficiency": (
         "explorer",
-        [push("next"), slide("run"), choose("strategy", "dual_imagenet"), choose("label_fraction", "50%")],
+        [push("next"), slide("run"), choose("strategy", "dual_imagenet"), push("previous")],
     ),
     "05_cam_and_embeddings": (
         "explorer",
-        [push("next"), push("to nearest 1"), slide("image"), choose("machine", "Aloka")],
+        [push("next"), push("to nearest 1"), slide("image"), push("previous")],
     ),
 }
