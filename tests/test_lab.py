@@ -11,7 +11,7 @@ import pytest
 from lab import CHROMIUM, NotebookPage, open_browser, press_for_another_picture, serve_lab, write_with_parameters
 from playwright.sync_api import Browser
 
-from fetal_utils.plans import all_notebooks, notebook_path, plan, read_preset
+from fetal_utils.plans import list_notebooks, notebook_path, plan, read_preset
 
 pytestmark = [
     pytest.mark.browser,
@@ -38,9 +38,9 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
 
 
 def write_notebooks(root: Path, *, results_dir: Path) -> None:
-    """Every notebook with the values of the smoke preset and one task, so that the notebooks share their runs."""
+    """The study's notebooks with the values of the smoke preset and one task, so that they share their runs."""
     preset, given = read_preset("smoke"), {"results_dir": str(results_dir), "task": "brain_planes"}
-    for name in all_notebooks():
+    for name in list_notebooks():
         (execution,) = plan(preset, given, only=name)
         write_with_parameters(notebook_path(name), root, execution.parameters)
 
@@ -62,10 +62,10 @@ def opened(lab, request) -> Iterator[NotebookPage]:
 
 
 def test_every_notebook_that_has_something_to_move_is_moved():
-    assert set(MOVES) == {name for name in all_notebooks() if "somebody_watches()" in notebook_path(name).read_text()}
+    assert set(MOVES) == {name for name in list_notebooks() if "somebody_watches()" in notebook_path(name).read_text()}
 
 
-@pytest.mark.parametrize("opened", all_notebooks(), indirect=True)
+@pytest.mark.parametrize("opened", list_notebooks(), indirect=True)
 def test_a_notebook_runs_from_the_menu_and_its_pictures_follow_what_is_moved(opened, request):
     name = request.node.callspec.params["opened"]
     assert opened.errors() == []
