@@ -85,7 +85,7 @@ def draw_points(scene: Scene, rows: Sequence[int]) -> Figure:
     ----------
     scene : Scene
     rows : sequence of int
-        Images to show, a line of panels for each; one alone has its nearest images below it, larger.
+        Images to show, a line of panels for each; the panels of one alone go on in a second line.
 
     Returns
     -------
@@ -99,16 +99,17 @@ def draw_points(scene: Scene, rows: Sequence[int]) -> Figure:
     """
     if not len(rows):
         raise ValueError("no rows: name at least one image to show")
-    n_first = 1 if scene.cam is None else 2
-    n_columns = max(n_first, scene.n_neighbours) if len(rows) == 1 else n_first + scene.n_neighbours
-    figure = LooseFigure(5.2 + 1.8 * n_columns, max(5.4, 2.5 * len(rows)))
-    left, right = figure.subfigures(1, 2, width_ratios=[5.2, 1.8 * n_columns])
-    ax = plot_map(scene.points, scene.table["plane"], left.subplots(), size=6.0)
+    n_panels = scene.n_neighbours + (1 if scene.cam is None else 2)
+    n_columns = -(-n_panels // 2) if len(rows) == 1 else n_panels
+    figure = LooseFigure(4.6 + 1.7 * n_columns, max(4.9, 2.5 * len(rows)))
+    left, right = figure.subfigures(1, 2, width_ratios=[4.6, 1.7 * n_columns])
+    size = float(np.clip(3000 / len(scene.points), 6, 40))  # few points are drawn larger
+    ax = plot_map(scene.points, scene.table["plane"], left.subplots(), size=size)
     add_value_legend(ax, scene.table["plane"], below=True)
     panels = right.subplots(max(2, len(rows)), n_columns, squeeze=False)
     for panel in panels.flat:
         panel.set_axis_off()
-    lines = panels if len(rows) > 1 else [[*panels[0, :n_first], *panels[1, : scene.n_neighbours]]]
+    lines = panels if len(rows) > 1 else [panels.ravel()[:n_panels]]
     for number, (row, line) in enumerate(zip(rows, lines, strict=True), start=1):
         _ring(ax, scene.points[row], f"{number}")
         _draw_line(scene, row, line, f"{number}: ")
