@@ -80,8 +80,8 @@ def plot_cams(
     if unknown := [name for name in predicted if name not in maps]:
         raise ValueError(f"predictions of {unknown}, maps of {list(maps)}: give them the same names")
     scaled = to_common_scale(np.stack(list(maps.values())), percentile=percentile)  # (n_rows, n_images, side, side)
-    size = (panel_inches * len(images) + 1.1, (panel_inches + 0.35) * len(maps))
-    figure = LooseFigure(*size)
+    height = max(2.6, (panel_inches + 0.35) * len(maps))  # the labels of a single row and of the bar need that
+    figure = LooseFigure(panel_inches * len(images) + 1.1, height)
     panels = figure.subplots(len(maps), len(images), squeeze=False)
     for row, (name, row_panels) in enumerate(zip(maps, panels, strict=True)):
         for column, panel in enumerate(row_panels):

@@ -64,7 +64,7 @@ def serve_lab(root: Path, home: Path) -> Iterator[str]:
     Raises
     ------
     RuntimeError
-        If the server is not up within a minute, with the end of what it said.
+        If the server is not up within three minutes, with the end of what it said.
     """
     port, token = _free_port(), secrets.token_hex(16)
     for name, values in SETTINGS.items():
@@ -102,7 +102,7 @@ def _free_port() -> int:
 
 
 def _wait_for_server(server: subprocess.Popen, address: str, log: Path) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while time.monotonic() < end and server.poll() is None:
         try:
             if requests.get(address, timeout=5).ok:
@@ -135,7 +135,7 @@ class NotebookPage:
 
     def __init__(self, browser: Browser, lab: str, name: str) -> None:
         self.page: Page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(240_000)  # the machine may have other work
         address, token = lab.split("?")
         self.page.goto(f"{address}/tree/{name}?reset&{token}")
         self.page.wait_for_function(f"() => {_CELLS}.length > 0 && {_KERNEL} === 'idle'")
@@ -198,7 +198,7 @@ def read_picture(cell: Locator) -> str:
     return cell.locator(".widget-image").first.evaluate(_DATA)
 
 
-def press_for_another_picture(cell: Locator, press: Callable[[Locator], object], *, timeout_s: float = 60) -> None:
+def press_for_another_picture(cell: Locator, press: Callable[[Locator], object], *, timeout_s: float = 120) -> None:
     """Do something to a cell's widget once, and wait until it shows other pixels.
 
     Raises
