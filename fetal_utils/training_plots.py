@@ -75,7 +75,7 @@ def plot_learning_curves(
         marker = "o" if len(measured) <= 30 else None
         line = {"color": colours[column], "marker": marker, "markersize": 3.5, "label": _label(column)}
         ax.plot(measured["epoch"], measured[column], **line)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     finish(ax, xlabel="epoch", ylabel=ylabel or ", ".join(map(_label, columns)), grid="y")
     if len(columns) > 1:
         add_legend(ax)
@@ -114,7 +114,7 @@ def plot_cockpit(logs: Mapping[str, pd.DataFrame], *, batch_size: int) -> Figure
             require_rows(log, ["epoch", "loss"])
             measured = log.reindex(columns=["epoch", column]).dropna()  # some are not measured in every epoch
             ax.plot(measured["epoch"], measured[column], marker="o", markersize=3.5, color=colours[name], label=name)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         finish(ax, xlabel="epoch", ylabel=label, grid="y")
     chance = chance_loss(batch_size)
     axes[0, 0].axhline(chance, color=INK, linestyle=":", label=f"chance, ln({2 * batch_size - 1}) = {chance:.2f}")
