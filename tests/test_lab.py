@@ -11,20 +11,23 @@ import pytest
 from lab import CHROMIUM, NotebookPage, open_browser, press_for_another_picture, serve_lab, write_with_parameters
 from playwright.sync_api import Browser
 
-from fetal_utils.plans import list_notebooks, notebook_path, plan, read_preset
+from fetal_utils.plans import list_notebooks, notebook_path, plan
+from fetal_utils.presets import read_preset
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt-get install chromium)"),
 ]
 TIMEOUT_S = 900  # of one notebook; minutes less where nothing else runs
+KERNEL = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 
 
 class Lab(NamedTuple):
-    """A browser, and the address of a JupyterLab that shows the notebooks with small values."""
+    """A browser, the address of a JupyterLab, and its folder of notebooks with small values."""
 
     browser: Browser
     address: str
+    root: Path
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +37,14 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
     root, home = (tmp_path_factory.mktemp(name) for name in ("notebooks", "jupyter"))
     write_notebooks(root, results_dir=shared / "lab_results")
     with serve_lab(root, home) as address, open_browser() as browser:
-        yield Lab(browser, address)
+        yield Lab(browser, address, root)
 
 
 def write_notebooks(root: Path, *, results_dir: Path) -> None:
     """The study's notebooks with the values of the smoke preset and one task, so that they share their runs."""
-    preset, given = read_preset("smoke"), {"results_dir": str(results_dir), "task": "brain_planes"}
-    for name in list_notebooks():
-        (execution,) = plan(preset, given, only=name)
-        write_with_parameters(notebook_path(name), root, execution.parameters)
+    given = {"results_dir": str(results_dir), "task": "brain_planes"}
+    for execution in plan(read_preset("smoke"), given):
+        write_with_parameters(notebook_path(execution.notebook), root, execution.parameters)
 
 
 def sections(name: str) -> list[str]:
@@ -58,6 +60,15 @@ def opened(lab, request) -> Iterator[NotebookPage]:
     page = NotebookPage(lab.browser, lab.address, f"{request.param}.ipynb")
     page.run_all(timeout_s=TIMEOUT_S)
     yield page
+    page.close()
+
+
+def test_a_cell_that_fails_is_found(lab):
+    cells = [nbformat.v4.new_code_cell(source) for source in ("1 / 1", "1 / 0", "2 / 1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), lab.root / "failing.ipynb")
+    page = NotebookPage(lab.browser, lab.address, "failing.ipynb")
+    page.run_all(timeout_s=TIMEOUT_S)
+    assert page.errors() == ["ZeroDivisionError: division by zero"]
     page.close()
 
 
