@@ -277,7 +277,6 @@ def test_what_the_demo_takes_is_said_the_same_everywhere():
     rows = [line for line in README.splitlines() if line.startswith(("| `make study`", "| `demo`"))]
     minutes = [re.search(r"(\d+) minutes on 2 cores", row)[1] for row in rows]
     assert len(minutes) == 2 and len(set(minutes)) == 1
-    assert re.findall(r"(\d+) minutes", (PROJECT_ROOT / "notebooks" / "presets" / "demo.yaml").read_text()) == []
 
 
 def test_paths_and_modules_that_the_readme_names_are_there():
