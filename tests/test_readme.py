@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from test_download import archive, no_waiting, whole_zip  # noqa: F401 (fixtures)
+from toy_runs import Sum, toy_store
 
 from fetal_utils import study
 from fetal_utils.encoders import InitialWeights, extract_features
@@ -132,7 +133,8 @@ def test_make_lab_serves_the_notebooks(command):
 )
 def test_a_study_starts_as_written(command, tiny_phantom, tmp_path, monkeypatch):
     executed = []
-    monkeypatch.setattr(study, "execute", lambda execution: executed.append(execution) or "")
+    monkeypatch.setattr(study, "execute", lambda execution, source, *, listener: executed.append(execution) or "")
+    monkeypatch.setattr(study, "make_report", lambda execution: None)
     written = recipe(command) if command.startswith("make") else command
     written = written.replace("path/to/folder", str(tiny_phantom))
     # else `make study` would write into the repository's own results
@@ -142,6 +144,15 @@ def test_a_study_starts_as_written(command, tiny_phantom, tmp_path, monkeypatch)
     assert {execution.parameters.get("data_dir") for execution in executed} == {data_dir}
     seeds = [execution.parameters.get("seeds") for execution in executed if execution.notebook.startswith("04")]
     assert all(value == [0] for value in seeds) is ("-p seeds" in command)
+
+
+@runs(".venv/bin/python -m fetal_utils.study status --results-dir path/to/results")
+def test_the_status_is_asked_as_written(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(command) == 2  # no study there yet
+    toy_store(Path("path/to/results")).get([Sum(term=1)])
+    assert call(command) == 0
+    assert "sum" in capsys.readouterr().out
 
 
 # --- the other commands ---
