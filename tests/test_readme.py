@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed.run
 import yaml
 from test_download import archive, no_waiting, whole_zip  # noqa: F401 (fixtures)
 from toy_runs import Sum, toy_store
@@ -121,6 +122,23 @@ def test_make_lab_serves_the_notebooks(command):
                 time.sleep(0.2)
         else:
             pytest.fail("no answer from JupyterLab in two minutes")
+
+
+# --- torchrun: test_following starts the same module by it, with two processes and a toy network ---
+
+
+@runs(
+    ".venv/bin/torchrun --standalone --nproc-per-node 4 -m fetal_utils.simclr --data-dir path/to/folder --results-dir path/to/results"  # noqa: E501
+)
+def test_torchrun_is_asked_for_the_module_that_another_test_runs_by_it(command):
+    asked = torch.distributed.run.parse_args(shlex.split(command)[1:])
+    assert (asked.standalone, asked.nproc_per_node, asked.module) == (True, "4", True)
+    assert asked.training_script == "fetal_utils.simclr"
+    given = dict(zip(asked.training_script_args[::2], asked.training_script_args[1::2], strict=True))
+    assert given == {"--data-dir": "path/to/folder", "--results-dir": "path/to/results"}
+    elsewhere = (PROJECT_ROOT / "tests" / "test_following.py").read_text()
+    started = 'command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]'
+    assert started in elsewhere and '"-m", "fetal_utils.simclr"' in elsewhere
 
 
 # --- the study: its notebooks are executed, with the smoke preset, by test_notebooks ---
