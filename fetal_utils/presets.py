@@ -45,6 +45,11 @@ def read_preset(name: str) -> dict:
     UsageError
         If there is no such preset, or the file is not of that form.
     """
+    if not PRESET_DIR.is_dir():
+        raise UsageError(
+            f"the study's notebooks are not at {PRESET_DIR.parent}, for only its modules were installed; run the study "
+            "in a clone of its repository, installed by 'make setup' or 'pip install -e .'"
+        )
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESET_DIR / f"{name}.yaml"
     if not path.is_file():
         raise UsageError(

@@ -27,6 +27,7 @@ from fetal_utils.ranks import ALONE, LostProcessError, Ranks, current_ranks, mee
 from fetal_utils.runs import RunsFailedError, RunStore, Work
 from fetal_utils.settings import Settings
 from fetal_utils.shares import share_batch
+from fetal_utils.trained import describe_encoder
 from fetal_utils.unlabelled import UnlabelledImages, open_unlabelled
 from fetal_utils.weights import load_weights, read_weights, save_weights
 
@@ -175,7 +176,9 @@ class Pretrain(Settings):
         )
         ranks.wait_for_all()  # none reads here any more: the folder may get its final name
         if ranks.is_first:
-            save_weights(pretraining.model.encoder, work.folder / "weights.safetensors")
+            encoder = pretraining.model.encoder
+            about = describe_encoder(encoder, work.dataset, backbone=self.backbone, image_size=self.image_size)
+            save_weights(encoder, work.folder / "weights.safetensors", about=about)
             save_weights(pretraining.model.projection_head, work.folder / HEAD_FILE)
         work.facts |= pretraining.facts()
 

@@ -21,6 +21,7 @@ from fetal_utils.optimisers import check_optimisation
 from fetal_utils.probes import choose_probe
 from fetal_utils.runs import RunStore, Work
 from fetal_utils.supervised import LabelledData, Supervised
+from fetal_utils.trained import describe_encoder
 from fetal_utils.weights import load_weights, save_weights
 
 
@@ -145,6 +146,9 @@ class FineTune(Supervised):
             desc=f"fine-tuning {self.strategy}",
         )
         tuning.best.restore()
-        save_weights(tuning.model, work.folder / "weights.safetensors")
+        encoder = tuning.model.encoder
+        about = describe_encoder(encoder, work.dataset, backbone=self.backbone, image_size=self.image_size)
+        about |= {"classes": list(tuning.data.task.classes)}
+        save_weights(tuning.model, work.folder / "weights.safetensors", about=about)
         tuning.data.write_predictions(work, softmax(tuning.logits(tuning.data.test)))
         work.facts |= tuning.facts()

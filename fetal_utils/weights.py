@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from fetal_utils.files import replace_file
 
+ABOUT = "about"  # the entry in a file's metadata
 
-def save_weights(module: nn.Module, path: str | Path) -> None:
+
+def save_weights(module: nn.Module, path: str | Path, *, about: Mapping[str, object] | None = None) -> None:
     """Write a module's weights as safetensors; the file appears whole or not at all.
 
     An encoder's file has timm's own names: ``timm.create_model(backbone, num_classes=0, in_chans=1)`` takes
     it by ``load_state_dict(load_file(path))``.
+
+    Parameters
+    ----------
+    module : Module
+    path : path
+    about : mapping, optional
+        What who uses the file elsewhere must know, see `describe_encoder`; JSON in the file's metadata.
     """
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    replace_file(path, lambda beside: save_file(tensors, beside))
+    # one entry: safetensors writes several in an order of its own, and equal weights should be equal files
+    metadata = {ABOUT: json.dumps(about, sort_keys=True)} if about else None
+    replace_file(path, lambda beside: save_file(tensors, beside, metadata=metadata))
+
+
+def read_about(path: str | Path) -> dict[str, object]:
+    """What a file says of the weights in it, see `save_weights`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not safetensors or says nothing.
+    """
+    metadata = _open(path).metadata() or {}
+    if ABOUT not in metadata:
+        raise ValueError(
+            f"{path} does not say which network it holds; delete that run and ask for it again, or build the network "
+            "by its name: build_encoder(backbone, init=path)"
+        )
+    return json.loads(metadata[ABOUT])
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
@@ -37,12 +69,18 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name, or an error that names the file."""
+    file = _open(path)
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def _open(path: str | Path) -> safe_open:
+    """A safetensors file, of which no tensor is read yet."""
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"no weights at {str(path)!r}; give a safetensors file (or, to start an encoder, 'random' or 'imagenet')"
         )
     try:
-        return load_file(path)
+        return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file ({error}); write one with save_weights") from error
 

@@ -1,9 +1,12 @@
 """One source of truth for what is installed, and what git carries."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 
 import pytest
@@ -11,6 +14,7 @@ import yaml
 
 from fetal_utils.environment import PROJECT_ROOT
 
+PROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())
 REQUIREMENTS = [
     line for line in (PROJECT_ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"
 ]
@@ -31,9 +35,8 @@ def test_conda_takes_its_pip_part_from_the_requirements():
 
 
 def test_the_package_takes_its_dependencies_from_the_requirements():
-    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())
-    assert project["project"]["dynamic"] == ["dependencies"]
-    assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+    assert PROJECT["project"]["dynamic"] == ["dependencies"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
 
 
 def test_every_requirement_has_a_range_and_a_tested_version():
@@ -45,6 +48,18 @@ def test_every_requirement_has_a_range_and_a_tested_version():
     missing = [name for name in NAMES if re.sub(r"[-_.]+", "-", name).lower() not in canonical]
     assert missing == []
     assert (canonical["torch"], canonical["torchvision"]) == ("2.14.1", "0.29.1")
+
+
+def test_the_tested_version_of_every_requirement_is_within_its_range():
+    tested = dict(line.split("==") for line in (PROJECT_ROOT / "constraints.txt").read_text().splitlines()[1:] if line)
+    tested = {re.sub(r"[-_.]+", "-", name).lower(): numbers(version) for name, version in tested.items()}
+    bounds = [line.split(">=") for line in [*REQUIREMENTS, *PROJECT["project"]["optional-dependencies"]["test"]]]
+    late = [name for name, low in bounds if tested[re.sub(r"[-_.]+", "-", name).lower()] < numbers(low)]
+    assert late == []
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,6 +80,70 @@ def test_commits_are_checked_by_the_tested_versions(name):
     repos = yaml.safe_load((PROJECT_ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     (revision,) = [repo["rev"] for repo in repos if name in repo["repo"]]
     assert f"\n{name}=={revision.removeprefix('v')}\n" in (PROJECT_ROOT / "constraints.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The project's wheel, built from what git carries."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in tracked():
+        (folder / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PROJECT_ROOT / name, folder / "project" / name)
+    pip(["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder, folder / "project"])
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def pip(arguments: list) -> None:
+    command = [sys.executable, "-m", "pip", *map(str, arguments), "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (licence,) = [name for name in archive.namelist() if name.endswith("LICENSE")]
+        assert archive.read(licence) == (PROJECT_ROOT / "LICENSE").read_bytes()
+        (about,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        needs = re.findall(r"(?m)^Requires-Dist: ([^;\n]+)$", archive.read(about).decode())
+    assert packed == {name for name in tracked("fetal_utils") if (PROJECT_ROOT / name).exists()}
+    assert sorted(needs) == sorted(REQUIREMENTS)
+
+
+USE_WHEEL = """
+import importlib, pkgutil, sys
+import fetal_utils
+names = [module.name for module in pkgutil.walk_packages(fetal_utils.__path__, "fetal_utils.")]
+found = [importlib.import_module(name).__file__ for name in names if not name.endswith("__main__")]
+print(*found, sep="\\n")
+sys.exit(fetal_utils.study.main([]))
+"""
+
+
+@pytest.fixture(scope="module")
+def from_wheel(wheel, tmp_path_factory):
+    """What a process says that uses the wheel, installed alone in a folder; the study is asked for last."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip(["install", "--no-deps", "--no-compile", "--no-index", "--target", folder / "site", wheel])
+    environment = os.environ | {"PYTHONPATH": str(folder / "site")}  # before the project itself on the path
+    command = [sys.executable, "-c", USE_WHEEL]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return folder / "site", done
+
+
+def test_the_wheel_installs_into_an_empty_folder_and_every_module_imports_from_there(from_wheel):
+    site, done = from_wheel
+    found = done.stdout.split()
+    assert len(found) > 80, done.stderr
+    assert all(path.startswith(str(site)) for path in found)
+
+
+def test_the_study_of_a_wheel_without_notebooks_says_where_to_run_it(from_wheel):
+    _, done = from_wheel
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the study's notebooks are not at") and "clone" in last
 
 
 def test_notebooks_are_stripped_and_formatted():

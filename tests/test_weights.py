@@ -20,7 +20,7 @@ def test_saved_weights_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     save_weights(ProjectionHead(4, seed=0), path)
     before = path.read_bytes()
 
-    def breaks_off(tensors, file):
+    def breaks_off(tensors, file, metadata):
         file.write_bytes(b"half a fi")
         raise OSError("no space left on device")
 
