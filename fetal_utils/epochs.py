@@ -112,6 +112,7 @@ def run_epochs(
             for epoch in range(len(rows), n_epochs):
                 row = train_epoch(epoch)
                 row = {"epoch": epoch + 1, "seconds": round(work.elapsed_s, 3), **row}
+                work.check_lease()
                 save_checkpoint(work, parts, [*rows, row])
                 rows.append(row)  # kept only now: an interrupt may come while the checkpoint is written
                 work.watch(pd.DataFrame(rows))
