@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -54,8 +55,8 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
                 write(beside)
                 flush(beside)
             except Exception as error:
-                if getattr(error, "errno", None) is None:  # torch, safetensors and NumPy tell a full disk in words
-                    probe(beside)
+                if getattr(error, "errno", None) is None:
+                    raise_disk_error(error, beside)
                 raise
             beside.replace(path)
     finally:
@@ -67,6 +68,19 @@ def flush(path: Path) -> None:
     """Wait until a file is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def raise_disk_error(error: Exception, beside: Path) -> None:
+    """Raise the system's error about the disk that lies behind a library's own error, if one does.
+
+    safetensors tells its number in words, NumPy that there is not "enough free space"; torch's says nothing of a
+    disk, but leaves the file, to which nothing more can be written.
+    """
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    code = int(number[1]) if number else errno.ENOSPC if "free space" in str(error) else 0
+    if code:
+        raise OSError(code, os.strerror(code)) from error
+    probe(beside)
 
 
 def probe(path: Path) -> None:

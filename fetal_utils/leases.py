@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
@@ -50,6 +51,8 @@ class Lease:
         The same for all who ask for that path.
     """
 
+    held_here: ClassVar[set[str]] = set()  # tokens of the claims of this process
+
     def __init__(self, path: str | Path, *, lease_s: float = LEASE_S) -> None:
         self.path, self.lease_s = Path(path), lease_s
         self.marker = SoftFileLease(path, lease_duration=lease_s, heartbeat_interval=lease_s / 6)
@@ -69,11 +72,12 @@ class Lease:
         """One attempt of the library's, which also takes over what a dead process left, where it can."""
         with suppress(Timeout, LeaseSettingsMismatch):  # the latter of a version with another `LEASE_S`
             self.marker.acquire(blocking=False)
+            self.held_here.add(self.marker.token)
             return True
         return False
 
     def abandoned(self) -> bool:
-        """Whether the file has outlived a lease and is still there.
+        """Whether the file has outlived a lease, or is this process's own and could not be removed.
 
         The library leaves two kinds alone: an empty file, which a crash of the machine can leave, and any on a file
         system that can't swap two names in one step, such as NFS.
@@ -85,6 +89,9 @@ class Lease:
         look = found.st_ino, found.st_mtime_ns
         if look != self.seen:
             self.seen, self.seen_at = look, time.monotonic()
+        owner = self.marker.owner
+        if owner and self.marker.is_lock_held_by_us and owner.token not in self.held_here:
+            return True  # from before the file system became read-only for a while
         return time.monotonic() - self.seen_at > 1.2 * self.lease_s  # the library goes first
 
     def set_aside(self) -> bool:
@@ -122,6 +129,7 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back; a successor's is left alone."""
+        self.held_here.discard(self.marker.token)
         self.marker.release()
 
 

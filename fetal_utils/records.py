@@ -33,8 +33,16 @@ def place(device: torch.device) -> dict[str, str]:
 
 
 def begin_folder(work: Work, identity: dict) -> None:
-    """Make a run's unfinished folder say what is computed there, and where; an earlier attempt's traceback goes."""
+    """Make a run's unfinished folder say what is computed there, and where; an earlier attempt's traceback goes.
+
+    Raises
+    ------
+    FileExistsError
+        If something without a record has the name that the folder is to get.
+    """
     work.folder.mkdir(exist_ok=True)
+    if (folder := work.folder.with_suffix("")).exists():
+        raise FileExistsError(f"{folder} is there without its {RECORD}; delete it and run the same again")
     attempt = {"pid": os.getpid(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
     write_json(work.folder / SETTINGS, identity | place(work.device) | attempt)
     (work.folder / TRACEBACK).unlink(missing_ok=True)
@@ -58,7 +66,7 @@ def write_record(work: Work, identity: dict) -> None:
 
 def name_folder(unfinished: Path, folder: Path) -> None:
     """Give a folder with a record its final name, without what only an unfinished run needs."""
-    half_written = unfinished.glob(".*.partial")  # by a killed process, see `replace_file`
+    half_written = unfinished.glob(".*")  # by a killed process, see `replace_file`; safetensors has names of its own
     for leftover in [*(unfinished / name for name in (SETTINGS, TRACEBACK, CHECKPOINT)), *half_written]:
         leftover.unlink(missing_ok=True)
     unfinished.replace(folder)

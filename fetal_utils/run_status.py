@@ -35,9 +35,8 @@ def run_status(results_dir: str | Path) -> pd.DataFrame:
     folders = [path for path in Path(results_dir, "runs").glob("*/*") if path.is_dir()]
     rows = [unfinished_run(path) if path.suffix == ".partial" else finished_run(path) for path in sorted(folders)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.astype(
-        {"draw": "Int64", "seed": "Int64", "epochs": "Int64", "label_fraction": float, "seconds": float}
-    )
+    whole = dict.fromkeys(("draw", "seed", "epochs"), "Int64")
+    return table.astype(whole | {"label_fraction": float, "seconds": float})
 
 
 def finished_run(folder: Path) -> dict:

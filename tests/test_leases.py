@@ -194,6 +194,18 @@ def test_where_names_cannot_be_swapped_a_dead_owner_is_replaced_too(path, holder
     assert list(path.parent.iterdir()) == []
 
 
+def test_an_own_file_that_could_not_be_removed_is_taken_again_at_once(path):
+    lease = take(path)
+    text = path.read_text()
+    lease.release()
+    path.write_text(text)  # as if the file system had been read-only for that moment
+    again = Lease(path)
+    assert again.acquire()
+    again.check()
+    again.release()
+    assert list(path.parent.iterdir()) == []
+
+
 def test_a_living_file_that_is_set_aside_by_mistake_goes_back(path):
     path.touch()
     late = Lease(path, lease_s=0.2)
