@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pickle import UnpicklingError
 from typing import Protocol
 
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from fetal_utils.environment import progress_bar
 from fetal_utils.files import replace_file
@@ -126,11 +128,15 @@ def run_epochs(
 
 
 def load_checkpoint(work: Work, parts: Mapping[str, Stateful]) -> list[dict]:
-    """Restore the parts from the run's checkpoint; the log rows so far, none without one."""
+    """Restore the parts from the run's checkpoint; the log rows so far, none without one or with a broken one."""
     path = work.folder / "checkpoint.pt"
     if not path.exists():
         return []
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, UnpicklingError) as error:  # by a failing disk; nothing has been restored yet
+        tqdm.write(f"{path} is broken ({type(error).__name__}); beginning again")
+        return []
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
     work.earlier_s = state["elapsed_s"]

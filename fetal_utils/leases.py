@@ -1,4 +1,8 @@
-"""Leases: which live process computes a run, so that several may share a results folder."""
+"""Leases: which live process computes a run, so that several may share a results folder.
+
+Caches of images and the phantom keep the operating system's locks: they take minutes, not hours, nobody needs to be
+told who builds them, and whoever comes second checks what is there.
+"""
 
 from __future__ import annotations
 
