@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from fetal_utils.attempts import compute_in_turn
 from fetal_utils.cluster import compute_on_cluster
@@ -179,13 +180,7 @@ class RunStore:
             if scheduler and missing:
                 failures = compute_on_cluster(self, missing, scheduler=scheduler, on_done=lambda _: bar.update())
             else:
-                failures = compute_in_turn(
-                    self,
-                    missing,
-                    watch=watch,
-                    on_start=lambda settings: bar.set_postfix_str(settings.kind),
-                    on_done=lambda _: bar.update(),
-                )
+                failures = self.compute_here(missing, bar, watch)
         if failures:
             lines = [f"  {self.name(settings)}: {reason}" for settings, reason in failures.items()]
             raise RunsFailedError(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(lines))
@@ -194,6 +189,16 @@ class RunStore:
     def name(self, settings: Settings) -> str:
         """A run's kind and the name of its folder."""
         return f"{settings.kind} {self.folder(settings).name}"
+
+    def compute_here(self, missing: Sequence[Settings], bar: tqdm, watch: Watch | None = None) -> dict[Settings, str]:
+        """Compute runs one after another in this process; why runs failed, in one line each."""
+        return compute_in_turn(
+            self,
+            missing,
+            watch=watch,
+            on_start=lambda settings: bar.set_postfix_str(settings.kind),
+            on_done=lambda _: bar.update(),
+        )
 
     def missing(self, wanted: Sequence[Settings]) -> list[Settings]:
         """The runs to compute, each once, a start before what starts from it; a finished run needs no start."""
