@@ -201,12 +201,13 @@ def kill(victim: Victim, pid: int) -> bool:
     """Kill what is looked for in the running study; whether it was there."""
     try:
         found = victim(psutil.Process(pid))
-        if found is not None:
-            found.kill()
+        if found is None:
+            return False
+        found.kill()
     except psutil.NoSuchProcess:
         return False
-    time.sleep(0.05)
-    return found is not None
+    psutil.wait_procs([found], timeout=60)  # or it would be killed, and counted, once more
+    return True
 
 
 def end_all(process: multiprocessing.Process) -> None:
