@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Mapping
 from pickle import UnpicklingError
@@ -134,7 +135,9 @@ def load_checkpoint(work: Work, parts: Mapping[str, Stateful]) -> list[dict]:
         return []
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, UnpicklingError) as error:  # by a failing disk; nothing has been restored yet
+    except (RuntimeError, EOFError, UnpicklingError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch's word for a file that ends too early
+            raise
         tqdm.write(f"{path} is broken ({type(error).__name__}); beginning again")
         return []
     for name, part in parts.items():
