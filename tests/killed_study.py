@@ -27,6 +27,7 @@ import torch
 
 from fetal_utils.dataset import Dataset
 from fetal_utils.fine_tuning import FineTuning
+from fetal_utils.leases import read_owner
 from fetal_utils.phantom import write_phantom
 from fetal_utils.pretraining import Pretraining
 from fetal_utils.run_status import run_status
@@ -262,27 +263,16 @@ def metrics(data_dir: Path, results_dir: Path, n_epochs: int = N_EPOCHS) -> pd.D
 # --- the long form ---
 
 
-def a_worker(rng: np.random.Generator) -> Victim:
-    """Finds one of the cluster's worker processes."""
+def a_worker(results_dir: Path, rng: np.random.Generator) -> Victim:
+    """Finds one of the cluster's processes that compute a run; one that only starts is not started again by Dask."""
 
     def find(process: psutil.Process) -> psutil.Process | None:
-        # each nanny's worker is a child of the process that forks, which is a child of the study's
-        workers = [
-            child
-            for child in process.children(recursive=True)
-            if any(connection.status == "LISTEN" for connection in connections_of(child))
-        ]
+        owners = [read_owner(path) for path in results_dir.rglob("*.lease")]
+        computing = {owner.pid for owner in owners if owner is not None}
+        workers = [child for child in process.children(recursive=True) if child.pid in computing]
         return workers[int(rng.integers(len(workers)))] if workers else None
 
     return find
-
-
-def connections_of(process: psutil.Process) -> list:
-    """A process's connections: those of a worker listen."""
-    try:
-        return process.net_connections(kind="tcp")
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return []
 
 
 def a_kernel(process: psutil.Process) -> psutil.Process | None:
@@ -300,7 +290,7 @@ def long_form(how: str, n_kills: int, n_epochs: int, seed: int, folder: Path) ->
     """Kill one kind of process again and again, compare with a study left alone, and say what it took."""
     rng = np.random.default_rng(seed)
     data_dir, whole, cut = folder / "phantom", folder / "whole", folder / "cut"
-    victim = {"driver": lambda process: process, "workers": a_worker(rng), "kernel": a_kernel}[how]
+    victim = {"driver": lambda process: process, "workers": a_worker(cut, rng), "kernel": a_kernel}[how]
     target, given, more = {
         "driver": (compute, data_dir, (n_epochs,)),
         "workers": (compute_on_workers, data_dir, (n_epochs,)),
