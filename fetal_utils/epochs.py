@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Mapping
+from pickle import UnpicklingError
 from typing import Protocol
 
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from fetal_utils.environment import progress_bar
 from fetal_utils.files import replace_file
@@ -112,6 +115,7 @@ def run_epochs(
             for epoch in range(len(rows), n_epochs):
                 row = train_epoch(epoch)
                 row = {"epoch": epoch + 1, "seconds": round(work.elapsed_s, 3), **row}
+                work.check_lease()
                 save_checkpoint(work, parts, [*rows, row])
                 rows.append(row)  # kept only now: an interrupt may come while the checkpoint is written
                 work.watch(pd.DataFrame(rows))
@@ -125,11 +129,17 @@ def run_epochs(
 
 
 def load_checkpoint(work: Work, parts: Mapping[str, Stateful]) -> list[dict]:
-    """Restore the parts from the run's checkpoint; the log rows so far, none without one."""
+    """Restore the parts from the run's checkpoint; the log rows so far, none without one or with a broken one."""
     path = work.folder / "checkpoint.pt"
     if not path.exists():
         return []
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, UnpicklingError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch's word for a file that ends too early
+            raise
+        tqdm.write(f"{path} is broken ({type(error).__name__}); beginning again")
+        return []
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
     work.earlier_s = state["elapsed_s"]

@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import functional as F
 
 from fetal_utils.data import IMAGE_DIR
 from fetal_utils.environment import progress_bar
+from fetal_utils.files import storage_errors
 
 FORMAT_VERSION = 1
 GEOMETRIES = ("pad", "crop", "text_corner")
@@ -197,6 +198,7 @@ def build_cache(
     images = np.lib.format.open_memmap(
         partial / "images.npy", mode="w+", dtype=np.uint8, shape=(len(paths), side, side)
     )
+    reserve_space(partial / "images.npy")
     bar = progress_bar(total=len(paths), desc=f"decoding images to {side} px", unit="image", show=progress)
     with bar, ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
         for start, chunk in enumerate_chunks(paths):
@@ -206,6 +208,19 @@ def build_cache(
             images.flush()
     (partial / "key.json").write_text(json.dumps(key, indent=1))
     partial.replace(folder)
+
+
+def reserve_space(path: Path) -> None:
+    """Give a file the room on the disk that its length promises: a mapped page without room kills the process.
+
+    Raises
+    ------
+    StorageError
+        If the disk has less.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file, storage_errors(path):
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def enumerate_chunks(paths: Sequence[Path]) -> Iterator[tuple[int, list[Path]]]:

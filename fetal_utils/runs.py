@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from functools import partial as partial_function
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from filelock import FileLock
 from tqdm.auto import tqdm
 
+from fetal_utils.attempts import compute_in_turn
 from fetal_utils.cluster import compute_on_cluster
 from fetal_utils.dataset import Dataset
-from fetal_utils.environment import commit, peak_memory_mib, pick_device, progress_bar, versions
-from fetal_utils.memory import keep_freed_memory, return_freed_memory
+from fetal_utils.environment import pick_device, progress_bar
+from fetal_utils.files import check_writable
+from fetal_utils.leases import Lease
+from fetal_utils.memory import keep_freed_memory
+from fetal_utils.records import RECORD, name_folder, read_json, write_record
 from fetal_utils.settings import Settings
 
 # Raised when the code gives other numbers for the same settings: older results are then not reused.
@@ -47,6 +48,9 @@ class Work:
         Seconds spent by earlier, interrupted attempts; set by whoever reads the checkpoint.
     watch : callable
         Called with the log so far after each epoch.
+    check_lease : callable
+        To be called before anything is written that a later step builds on; raises a LeaseLostError if another
+        process has taken the run over meanwhile, see `fetal_utils.leases`.
     """
 
     folder: Path
@@ -56,6 +60,7 @@ class Work:
     facts: dict = field(default_factory=dict)
     earlier_s: float = 0.0
     watch: Callable[[pd.DataFrame], object] = field(default=lambda log: None)
+    check_lease: Callable[[], None] = field(default=lambda: None)
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -74,7 +79,7 @@ class Run:
     @cached_property
     def record(self) -> dict:
         """What made the run: settings, versions, device, commit, facts, seconds, peak memory."""
-        return json.loads((self.folder / "record.json").read_text(encoding="utf-8"))
+        return read_json(self.folder / RECORD)
 
     @cached_property
     def log(self) -> pd.DataFrame:
@@ -135,7 +140,7 @@ class RunStore:
 
     def has(self, settings: Settings) -> bool:
         """Whether a run is finished."""
-        return (self.folder(settings) / "record.json").exists()
+        return (self.folder(settings) / RECORD).exists()
 
     def get(self, wanted: Sequence[Settings], *, scheduler: str = "", watch: Watch | None = None) -> list[Run]:
         """The wanted runs, computing those that are missing and all they start from.
@@ -159,6 +164,9 @@ class RunStore:
             If any run's settings can't be computed; raised before the first one starts.
         ConnectionError
             If no scheduler answers at the address.
+        StorageError
+            If the results folder can't be written, found before the first one starts, or later because the disk
+            is full; then the others, which it would stop too, are not tried.
         RunsFailedError
             If runs failed; raised after all others are finished. A failed run's folder
             (``<hash>.partial``) holds ``traceback.txt``.
@@ -166,6 +174,8 @@ class RunStore:
         missing = self.missing(wanted)
         for settings in missing:
             settings.check(self.dataset)
+        if missing:
+            check_writable(self.results_dir)
         with progress_bar(total=len(missing), desc="runs", unit="run", show=self.progress and bool(missing)) as bar:
             if scheduler and missing:
                 failures = compute_on_cluster(self, missing, scheduler=scheduler, on_done=lambda _: bar.update())
@@ -181,14 +191,14 @@ class RunStore:
         return f"{settings.kind} {self.folder(settings).name}"
 
     def compute_here(self, missing: Sequence[Settings], bar: tqdm, watch: Watch | None = None) -> dict[Settings, str]:
-        """Compute runs one after another; why runs failed, in one line each."""
-        failures: dict[Settings, str] = {}
-        for settings in missing:
-            bar.set_postfix_str(settings.kind)
-            if reason := self.failed_start(settings, failures) or self.compute(settings, watch):
-                failures[settings] = reason
-            bar.update()
-        return failures
+        """Compute runs one after another in this process; why runs failed, in one line each."""
+        return compute_in_turn(
+            self,
+            missing,
+            watch=watch,
+            on_start=lambda settings: bar.set_postfix_str(settings.kind),
+            on_done=lambda _: bar.update(),
+        )
 
     def missing(self, wanted: Sequence[Settings]) -> list[Settings]:
         """The runs to compute, each once, a start before what starts from it; a finished run needs no start."""
@@ -206,53 +216,31 @@ class RunStore:
         broken = [start for start in settings.starts_from() if start in failures]
         return f"starts from {self.name(broken[0])}, which failed" if broken else ""
 
-    def compute(self, settings: Settings, watch: Watch | None = None) -> str:
-        """Compute one run whose starting runs exist; the reason in one line if it fails, else empty."""
-        folder = self.folder(settings)
-        partial = folder.with_suffix(".partial")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if self.has(settings):  # another process finished it while this one waited
-                return ""
-            partial.mkdir(exist_ok=True)
-            work = Work(folder=partial, dataset=self.dataset, store=self, device=self.device)
-            if watch:
-                work.watch = partial_function(watch, settings)
-            try:
-                settings.compute(work)
-                self.finish(settings, work, folder)
-            except Exception as error:
-                (partial / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-                return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            finally:
-                return_freed_memory()  # the next run's arrays have other sizes
-        return ""
+    def compute(self, settings: Settings) -> str:
+        """Compute one run whose starting runs exist, or wait for who computes it; why it failed in one line, or "".
 
-    def finish(self, settings: Settings, work: Work, folder: Path) -> None:
+        Raises
+        ------
+        StorageError
+            If the disk is full or read-only.
+        """
+        return compute_in_turn(self, [settings]).get(settings, "")
+
+    def work(self, settings: Settings, lease: Lease, watch: Watch | None = None) -> Work:
+        """What the run's `Settings.compute` is given by a process that holds its lease."""
+        folder = self.folder(settings).with_suffix(".partial")
+        work = Work(folder=folder, dataset=self.dataset, store=self, device=self.device, check_lease=lease.check)
+        if watch:
+            work.watch = partial(watch, settings)
+        return work
+
+    def finish(self, settings: Settings, work: Work) -> None:
         """Write the record and give the folder its final name."""
-        record = self.identity(settings) | {
-            "data": {
-                "title": self.dataset.title,
-                "is_phantom": self.dataset.is_phantom,
-                "val_fraction": self.dataset.val_fraction,
-                "split_seed": self.dataset.split_seed,
-                "geometry": self.dataset.geometry,
-                "blank_text": self.dataset.blank_text,
-            },
-            "facts": work.facts,
-            "seconds": round(work.elapsed_s, 3),
-            "peak_memory_mib": round(peak_memory_mib(self.device), 1),
-            "device": str(self.device),
-            "n_threads": torch.get_num_threads(),
-            "versions": versions(),
-            "commit": commit(),
-        }
-        (work.folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        work.folder.replace(folder)
-        # only now: a kill before this line finds the checkpoint again
-        half_written = folder.glob(".*.partial")  # by a killed process, see `replace_file`
-        for leftover in [folder / "traceback.txt", folder / "checkpoint.pt", *half_written]:
-            leftover.unlink(missing_ok=True)
+        work.check_lease()
+        if not (work.folder / RECORD).exists():
+            write_record(work, self.identity(settings))
+        work.check_lease()
+        name_folder(work.folder, self.folder(settings))
 
     def open(self, settings: Settings) -> Run:
         """A finished run, after a look whether its record really holds these settings and this data."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pandas as pd
 
 from fetal_utils.evaluation import metrics_table
 from fetal_utils.files import replace_file
+from fetal_utils.records import read_json
 from fetal_utils.runs import Run
 
 METRICS_COLUMNS = (
@@ -126,7 +126,12 @@ def list_runs(results_dir: str | Path) -> pd.DataFrame:
     """
     rows = []
     for path in sorted(Path(results_dir, "runs").glob("*/*/record.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            record = read_json(path)
+        except ValueError:  # broken: `fetal_utils.run_status` tells of it
+            continue
+        if path.parent.suffix == ".partial":  # about to get its name
+            continue
         about = {"kind": path.parent.parent.name, "key": path.parent.name}
         about |= {name: record["settings"].get(name) for name in RUN_SETTINGS}
         rows.append(about | {name: record.get(name) for name in RUN_FACTS})

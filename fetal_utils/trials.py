@@ -17,7 +17,7 @@ import yaml
 from fetal_utils.command_line import UsageError
 from fetal_utils.dataset import open_dataset
 from fetal_utils.encoders import Features
-from fetal_utils.files import replace_file
+from fetal_utils.files import StorageError, replace_file
 from fetal_utils.runs import RunsFailedError, RunStore
 from fetal_utils.simclr import settings_from
 from fetal_utils.training import LinearProbe
@@ -159,7 +159,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    failed = [trial.change for trial in trials if not finished(trial, store)]
+    try:
+        failed = [trial.change for trial in trials if not finished(trial, store)]
+    except StorageError as error:  # the others would meet it too
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     table = judge(trials, store)
     replace_file(results_dir / TABLE, lambda path: table.round(4).to_csv(path, index=False))
     print(results_dir / TABLE)

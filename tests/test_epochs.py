@@ -120,6 +120,22 @@ def test_an_epoch_whose_checkpoint_was_not_finished_is_not_said_to_be_kept(tmp_p
     assert resumed.trained == [2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("kept", [0, 0.5, 0.99])  # of the file
+def test_a_broken_checkpoint_is_told_and_the_training_begins_again(tmp_path, kept, capsys):
+    whole = LineFit(tmp_path / "whole")
+    expected = whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        LineFit(tmp_path / "cut", stop_before=3).run()
+    path = tmp_path / "cut" / "checkpoint.pt"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    again = LineFit(tmp_path / "cut")
+    log = again.run()
+    assert again.trained == list(range(6))
+    pd.testing.assert_frame_equal(log.drop(columns="seconds"), expected.drop(columns="seconds"))
+    assert f"{path} is broken" in capsys.readouterr().out
+
+
 def test_an_interrupt_before_the_first_epoch_ends_leaves_nothing_to_resume(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         LineFit(tmp_path / "cut", stop_before=0).run()

@@ -10,13 +10,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from toy_runs import Sum, ask_for_sum, computed, toy_store, value_of
 
-from fetal_utils import runs
+from fetal_utils import attempts
 from fetal_utils.encoders import InitialWeights
 from fetal_utils.environment import versions
 from fetal_utils.epochs import run_epochs
+from fetal_utils.leases import Lease
 from fetal_utils.runs import RunsFailedError
 from fetal_utils.settings import Settings
 from fetal_utils.simclr import Pretrain
@@ -30,6 +30,10 @@ def store(tmp_path):
 
 def partial_folder(store, settings):
     return store.folder(settings).with_suffix(".partial")
+
+
+def lease_of(store, settings):
+    return Lease(store.folder(settings).with_suffix(".lease"))
 
 
 # --- names of the folders ---
@@ -245,7 +249,7 @@ def test_what_a_killed_process_had_half_written_does_not_stay_in_the_finished_fo
 
 def test_after_each_run_failed_or_not_its_freed_memory_is_returned(store, monkeypatch):
     returned = []
-    monkeypatch.setattr(runs, "return_freed_memory", lambda: returned.append(computed(store)))
+    monkeypatch.setattr(attempts, "return_freed_memory", lambda: returned.append(computed(store)))
     with pytest.raises(RunsFailedError):
         store.get([Sum(term=1, broken=True), Sum(term=2)])
     assert returned == [[1], [1, 2]]
@@ -295,12 +299,14 @@ def test_two_processes_that_ask_for_the_same_run_compute_it_once(store):
     queue = context.Queue()
     processes = [context.Process(target=ask_for_sum, args=(store.results_dir, 11, queue)) for _ in range(2)]
     store.folder(settings).parent.mkdir(parents=True)
-    with FileLock(f"{store.folder(settings)}.lock"):  # neither can start before both have found the run missing
-        for process in processes:
-            process.start()
-        assert [queue.get(timeout=60) for _ in processes] == [[settings], [settings]]
-        time.sleep(0.3)  # for both to reach the lock
-        assert computed(store) == []
+    lease = lease_of(store, settings)
+    assert lease.acquire()  # neither can start before both have found the run missing
+    for process in processes:
+        process.start()
+    assert [queue.get(timeout=60) for _ in processes] == [[settings], [settings]]
+    time.sleep(0.3)  # for both to reach the lease
+    assert computed(store) == []
+    lease.release()
     assert [queue.get(timeout=60) for _ in processes] == [11, 11]
     for process in processes:
         process.join(timeout=60)
