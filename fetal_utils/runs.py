@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from fetal_utils.cluster import compute_on_cluster
+from fetal_utils.cluster import compute_missing
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import commit, peak_memory_mib, pick_device, progress_bar, versions
 from fetal_utils.memory import keep_freed_memory, return_freed_memory
@@ -144,7 +144,7 @@ class RunStore:
         ----------
         wanted : sequence of Settings
         scheduler : str
-            Address of a Dask scheduler whose workers compute; empty computes here.
+            Address of a Dask scheduler whose workers compute; empty computes here, see `compute_missing`.
         watch : callable, optional
             Called with a run's settings and its log so far after each of its epochs, while computing here.
 
@@ -167,10 +167,7 @@ class RunStore:
         for settings in missing:
             settings.check(self.dataset)
         with progress_bar(total=len(missing), desc="runs", unit="run", show=self.progress and bool(missing)) as bar:
-            if scheduler and missing:
-                failures = compute_on_cluster(self, missing, scheduler=scheduler, on_done=lambda _: bar.update())
-            else:
-                failures = self.compute_here(missing, bar, watch)
+            failures = compute_missing(self, missing, scheduler=scheduler, bar=bar, watch=watch) if missing else {}
         if failures:
             lines = [f"  {self.name(settings)}: {reason}" for settings, reason in failures.items()]
             raise RunsFailedError(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(lines))
