@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from fetal_utils.agenda import Agenda
 from fetal_utils.dataset import Dataset
 from fetal_utils.settings import Settings
-from fetal_utils.worker_checks import Site, UnfitWorkerError, check_workers, open_site
+from fetal_utils.worker_checks import Site, UnfitWorkerError, check_workers, find_obstacle, open_site
 from fetal_utils.workforce import Workforce, asked_processes, choose_workforce, open_processes, this_machine
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def compute_missing(
     if workforce.n_processes == 1:
         return store.compute_here(missing, bar, watch)
     with open_processes(workforce) as address:
-        print(f"{workforce.n_processes} processes of this machine, threads of each: {workforce.n_threads}", flush=True)
+        if store.progress:
+            print(f"{workforce.n_processes} processes of this machine, {workforce.n_threads} threads each", flush=True)
         return compute_on_cluster(store, missing, scheduler=address, bar=bar)
 
 
@@ -93,7 +94,8 @@ def compute_on_cluster(
         If interrupted: what no worker has begun is not started.
     """
     with connect(scheduler) as client, open_site(store) as site:
-        print(f"{len(missing)} runs on {scheduler}, dashboard {client.dashboard_link}", flush=True)
+        if store.progress:
+            print(f"{len(missing)} runs on {scheduler}, dashboard {client.dashboard_link}", flush=True)
         dispatch = Dispatch(client, store, missing, site, bar)
         try:
             dispatch.wait_for_first_worker()
@@ -136,7 +138,7 @@ class Dispatch:
 
     def __init__(self, client: Client, store: RunStore, missing: Sequence[Settings], site: Site, bar: tqdm) -> None:
         self.client, self.store, self.site, self.bar = client, store, site, bar
-        self.agenda = Agenda(missing)
+        self.n_runs, self.agenda = len(missing), Agenda(missing)
         self.in_flight: dict[Future, Settings] = {}
         self.ended: SimpleQueue[Future] = SimpleQueue()
         self.failures: dict[Settings, str] = {}
@@ -215,7 +217,8 @@ class Dispatch:
 
     def left(self) -> str:
         """What is finished and how to go on."""
-        return f"{self.bar.n} of {self.bar.n + self.kinds_left.total()} runs ended. Ask for the same again to go on"
+        n_ended = self.n_runs - self.kinds_left.total()
+        return f"{n_ended} of {self.n_runs} runs ended. Ask for the same again to go on"
 
 
 def reason_of(error: BaseException) -> str:
@@ -234,19 +237,13 @@ def reason_of(error: BaseException) -> str:
 
 def compute_run(site: Site, device: str, settings: Settings) -> None:
     """On a worker: compute one run whose starts are finished."""
-    check_site(site)
+    from distributed import get_worker
+
+    if obstacle := find_obstacle(site):  # it may have joined after the others were asked
+        raise UnfitWorkerError(get_worker().address, obstacle)
     store = open_store(site.results_dir, site.dataset, site.data_key, device)
     if reason := store.compute(settings):
         raise RunFailedError(reason)
-
-
-@lru_cache(maxsize=2)
-def check_site(site: Site) -> None:
-    """On a worker, once for every call that asks for runs: it may have joined after the others were asked."""
-    from distributed import get_worker
-
-    if obstacle := site.obstacle():
-        raise UnfitWorkerError(get_worker().address, obstacle)
 
 
 @lru_cache(maxsize=2)

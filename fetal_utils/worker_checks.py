@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 class UnfitWorkerError(RuntimeError):
     """A worker does not share what it must; ``args`` are its address and the reason."""
+
+    def __str__(self) -> str:
+        return f"worker {' '.join(self.args)}"
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,14 @@ def reason_of(answer: object) -> str:
     return answer[0]
 
 
+@lru_cache(maxsize=2)
+def find_obstacle(site: Site) -> str:
+    """On a worker: `Site.obstacle`, looked for once; a call that asks for runs has a site of its own."""
+    return site.obstacle()
+
+
 async def look_around(site: Site) -> tuple[str, list[str]]:
     """On a worker: `Site.obstacle` and `Site.differences`, in a thread, so that its heartbeat goes on."""
-    obstacle = await asyncio.to_thread(site.obstacle)
+    obstacle = await asyncio.to_thread(find_obstacle, site)
     where = f"on {socket.gethostname()} " if obstacle else ""
     return where + obstacle, await asyncio.to_thread(site.differences)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,9 +19,12 @@ from fetal_utils.dataset import Dataset
 from fetal_utils.environment import pick_device
 from fetal_utils.settings import Settings
 
-THREADS_PER_PROCESS = 4  # below twice as many cores, one process with all of them is as good: see `choose_workforce`
+THREADS_PER_PROCESS = 4  # below twice as many cores, one process with all of them does: see `choose_workforce`
 PROCESS_GIB = 8  # the largest pretraining of the laptop preset takes 6.7
-QUICK_RUNS = 20  # runs without a network, such as linear probes, that make a process worth its start
+# What makes a process worth its start of some seconds: pixels passed forwards (training counts three times), or runs
+# without a network, such as linear probes.
+WORTH_PIXELS = 20e6
+WORTH_RUNS = 50
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def choose_workforce(missing: Sequence[Settings], dataset: Dataset, *, machine: 
 
     Notes
     -----
-    Two processes of one thread against one of two threads did the same runs of EfficientNet-Lite0 at 64 px MEASURED
+    On two cores, two processes of one thread were 1.1 to 1.2 times as fast as one of two threads for fine-tunings of
+    EfficientNet-Lite0, and took 2.5 to 6 GiB each instead of once: too little to be worth it. That more cores than four
+    are of little use to one such run is an assumption; `notebooks/90_performance` times both ways on any machine.
     """
     n_most = (
         n_asked or len(machine.gpus) or min(machine.n_cores // THREADS_PER_PROCESS, machine.free_gib // PROCESS_GIB)
@@ -118,12 +122,11 @@ def choose_workforce(missing: Sequence[Settings], dataset: Dataset, *, machine: 
 
 
 def worthwhile(missing: Sequence[Settings], dataset: Dataset) -> int:
-    """How many processes these runs keep busy for longer than they need to start.
-
-    As many as there are runs at the same time, of which `QUICK_RUNS` without a network count as one.
-    """
-    n_slow = sum(bool(settings.budget(dataset).backbone) for settings in missing)
-    return min(n_slow + math.ceil((len(missing) - n_slow) / QUICK_RUNS), width(missing))
+    """How many processes these runs keep busy for longer than they need to start: never more than go at a time."""
+    budgets = [settings.budget(dataset) for settings in missing]
+    pixels = sum((3 * budget.views_seen + budget.images_encoded) * budget.image_size**2 for budget in budgets)
+    n_quick = sum(not budget.backbone for budget in budgets)
+    return min(int(pixels / WORTH_PIXELS + n_quick / WORTH_RUNS), width(missing))
 
 
 def asked_processes(scheduler: str) -> int | None:

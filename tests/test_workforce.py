@@ -9,7 +9,8 @@ from toy_runs import Sum, toy_store
 from fetal_utils.encoders import Features, initial_weights
 from fetal_utils.workforce import (
     PROCESS_GIB,
-    QUICK_RUNS,
+    WORTH_PIXELS,
+    WORTH_RUNS,
     Machine,
     Workforce,
     asked_processes,
@@ -24,9 +25,9 @@ LARGE = Machine(n_cores=16, free_gib=100)
 
 
 class Counted:
-    """As much of a data set as the budgets of these runs read."""
+    """As much of a data set as the budgets of these runs read: images of 32 px enough to make each worth a process."""
 
-    metadata = range(10)
+    metadata = range(int(WORTH_PIXELS) // 32**2 + 1)
 
 
 def slow_runs(n):
@@ -67,9 +68,17 @@ def test_there_are_no_more_processes_than_runs_that_go_at_the_same_time():
 
 
 def test_quick_runs_are_worth_a_process_only_in_numbers():
-    assert worthwhile(quick_runs(QUICK_RUNS), Counted()) == 1
-    assert worthwhile(quick_runs(QUICK_RUNS + 1), Counted()) == 2
-    assert worthwhile(quick_runs(QUICK_RUNS) + slow_runs(2), Counted()) == 3
+    assert worthwhile(quick_runs(2 * WORTH_RUNS - 1), Counted()) == 1
+    assert worthwhile(quick_runs(2 * WORTH_RUNS), Counted()) == 2
+    assert worthwhile(quick_runs(WORTH_RUNS) + slow_runs(2), Counted()) == 3
+
+
+def test_runs_of_a_few_images_are_worth_no_process():
+    class Few:
+        metadata = range(100)
+
+    assert worthwhile(slow_runs(20), Few()) == 0
+    assert choose_workforce(slow_runs(20), Few(), machine=LARGE) == Workforce(1, 16)
 
 
 def test_every_gpu_has_a_process_of_its_own_that_sees_no_other():
@@ -137,7 +146,7 @@ def test_each_process_has_its_own_environment_and_the_threads_of_the_workforce(t
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    wanted = [Sum(term=term, start=Sum(term=1)) for term in range(2, 2 + 2 * QUICK_RUNS)]
+    wanted = [Sum(term=term, start=Sum(term=1)) for term in range(2, 10)]
     here, there = toy_store(tmp_path / "here"), toy_store(tmp_path / "there")
     runs_here, runs_there = here.get(wanted), there.get(wanted, scheduler="local:2")
     assert [run.record["facts"] for run in runs_here] == [run.record["facts"] for run in runs_there]
@@ -147,9 +156,9 @@ def test_processes_are_not_started_for_runs_that_are_watched_or_quick(monkeypatc
     monkeypatch.setattr("fetal_utils.cluster.this_machine", lambda device: LARGE)
     monkeypatch.setattr("fetal_utils.cluster.open_processes", lambda workforce: pytest.fail("processes were started"))
     store = toy_store(tmp_path)
-    store.get(quick_runs(QUICK_RUNS))
-    store.get([Sum(term=100 + i) for i in range(3 * QUICK_RUNS)], watch=lambda settings, log: None)
-    assert len({*store.missing(quick_runs(QUICK_RUNS))}) == 0
+    store.get(quick_runs(WORTH_RUNS))
+    store.get([Sum(term=100 + i) for i in range(3 * WORTH_RUNS)], watch=lambda settings, log: None)
+    assert len({*store.missing(quick_runs(WORTH_RUNS))}) == 0
 
 
 def test_a_machine_with_cores_to_spare_starts_processes_of_its_own_accord(monkeypatch, tmp_path):
@@ -162,5 +171,5 @@ def test_a_machine_with_cores_to_spare_starts_processes_of_its_own_accord(monkey
 
     monkeypatch.setattr("fetal_utils.cluster.open_processes", refuse)
     with pytest.raises(RuntimeError, match="enough seen"):
-        toy_store(tmp_path).get([Sum(term=i) for i in range(3 * QUICK_RUNS)])
+        toy_store(tmp_path).get([Sum(term=i) for i in range(3 * WORTH_RUNS)])
     assert started == [Workforce(3, 5)]
