@@ -168,8 +168,12 @@ class Dispatch:
 
     def count_slots(self) -> None:
         """Count the workers' threads, not more often than every few seconds."""
-        if not self.n_slots or time.monotonic() > self.counted + POLL_S:
-            self.n_slots, self.counted = sum(self.client.nthreads().values()), time.monotonic()
+        if self.n_slots and time.monotonic() < self.counted + POLL_S:
+            return
+        n_slots = sum(self.client.nthreads().values())
+        if self.n_slots and not n_slots:
+            print("no worker is left; the runs wait for new ones", flush=True)
+        self.n_slots, self.counted = n_slots, time.monotonic()
 
     def submit(self, settings: Settings) -> None:
         """Hand a run whose starts are finished to the cluster."""
@@ -198,6 +202,8 @@ class Dispatch:
         """Do without a worker that joined later and can't compute."""
         print(f"worker {address} {reason}; it is sent away", flush=True)
         self.client.retire_workers([address], close_workers=True)
+        if not self.client.nthreads():
+            raise UnfitWorkerError(address, f"{reason}; it was the last worker")
         self.n_slots = 0
 
     def fail(self, settings: Settings, reason: str) -> None:
