@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from fetal_utils.agenda import Agenda, critical_path
+from fetal_utils.budgets import Budget
 from fetal_utils.estimates import Asked, Speed, seconds_of_budget, with_starts
 from fetal_utils.palette import INK, colours_for, finish
 from fetal_utils.runs import Work
@@ -36,22 +37,31 @@ class Nap(Settings):
         time.sleep(self.seconds)
 
 
-def stages_of(asked: Asked, speeds: Mapping[tuple[str, int], Speed]) -> list[Durations]:
-    """The runs that each notebook adds to those before it, with the seconds that they would take.
+def stages_of(asked: Asked) -> list[dict[Settings, Budget]]:
+    """The runs that each notebook adds to those before it, with what each costs.
 
     Parameters
     ----------
     asked : mapping of str to (RunStore, sequence of Settings)
         The runs of each notebook, in the order in which notebooks are executed.
-    speeds : mapping of (str, int) to Speed
-        By backbone and image size, as measured where the runs are to be computed.
     """
     stages, seen = [], set()
     for store, wanted in asked.values():
         new = [run for run in dict.fromkeys(with_starts(wanted)) if run not in seen]
         seen.update(new)
-        stages.append({run: seconds_of_budget(run.budget(store.dataset), speeds) for run in new})
+        stages.append({run: run.budget(store.dataset) for run in new})
     return [stage for stage in stages if stage]
+
+
+def networks_of(stages: Iterable[Mapping[Settings, Budget]]) -> list[tuple[str, int]]:
+    """The backbones with their image sizes, each once: what `measure_speed` must time."""
+    budgets = [budget for stage in stages for budget in stage.values() if budget.backbone]
+    return sorted({(budget.backbone, budget.image_size) for budget in budgets})
+
+
+def durations_of(stage: Mapping[Settings, Budget], speeds: Mapping[tuple[str, int], Speed]) -> Durations:
+    """Seconds that runs would take where their networks have these speeds."""
+    return {run: seconds_of_budget(budget, speeds) for run, budget in stage.items()}
 
 
 def join(stages: Iterable[Durations]) -> Durations:

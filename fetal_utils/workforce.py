@@ -15,16 +15,17 @@ import torch
 from dask.system import CPU_COUNT  # knows of affinities and control groups, as does MEMORY_LIMIT
 
 from fetal_utils.agenda import width
+from fetal_utils.budgets import Budget
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import pick_device
 from fetal_utils.settings import Settings
 
 THREADS_PER_PROCESS = 4  # below twice as many cores, one process with all of them does: see `choose_workforce`
 PROCESS_GIB = 8  # the largest pretraining of the laptop preset takes 6.7
-# What makes a process worth its start of some seconds: pixels passed forwards (training counts three times), or runs
-# without a network, such as linear probes.
-WORTH_PIXELS = 20e6
-WORTH_RUNS = 50
+# Pixels that make a process worth its start of some seconds, those of training counted three times, and what a run
+# without a network, such as a linear probe, counts for.
+WORTH_PIXELS = 20_000_000
+QUICK_PIXELS = 400_000
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,30 @@ def choose_workforce(missing: Sequence[Settings], dataset: Dataset, *, machine: 
     n_most = (
         n_asked or len(machine.gpus) or min(machine.n_cores // THREADS_PER_PROCESS, machine.free_gib // PROCESS_GIB)
     )
-    n_useful = width(missing) if n_asked else worthwhile(missing, dataset) if n_most > 1 else 1
-    n = max(min(int(n_most), n_useful), 1)
+    n = int(n_most)
+    if n > 1:
+        n = min(n, width(missing)) if n_asked else worthwhile(missing, dataset, n_most=n)
+    n = max(n, 1)
     gpus = tuple(machine.gpus[i % len(machine.gpus)] for i in range(n)) if machine.gpus else ()
     return Workforce(n, max(machine.n_cores // n, 1), gpus)
 
 
-def worthwhile(missing: Sequence[Settings], dataset: Dataset) -> int:
-    """How many processes these runs keep busy for longer than they need to start: never more than go at a time."""
-    budgets = [settings.budget(dataset) for settings in missing]
-    pixels = sum((3 * budget.views_seen + budget.images_encoded) * budget.image_size**2 for budget in budgets)
-    n_quick = sum(not budget.backbone for budget in budgets)
-    return min(int(pixels / WORTH_PIXELS + n_quick / WORTH_RUNS), width(missing))
+def worthwhile(missing: Sequence[Settings], dataset: Dataset, *, n_most: int) -> int:
+    """How many of ``n_most`` processes these runs keep busy for longer than they need to start; 0 if not even one."""
+    n_most = min(n_most, width(missing))
+    pixels = 0
+    for settings in missing:  # not all of thousands, if a few show that there is work enough
+        pixels += pixels_of(settings.budget(dataset))
+        if pixels >= n_most * WORTH_PIXELS:
+            return n_most
+    return pixels // WORTH_PIXELS
+
+
+def pixels_of(budget: Budget) -> int:
+    """What a run costs, roughly."""
+    if not budget.backbone:
+        return QUICK_PIXELS
+    return (3 * budget.views_seen + budget.images_encoded) * budget.image_size**2
 
 
 def asked_processes(scheduler: str) -> int | None:

@@ -8,10 +8,20 @@ from distributed import LocalCluster
 from toy_runs import Sum, toy_store
 
 from fetal_utils.agenda import critical_path
-from fetal_utils.budgets import Budget
 from fetal_utils.encoders import Features, initial_weights
 from fetal_utils.estimates import RUN_SECONDS, Speed
-from fetal_utils.scaling import ORDERS, Nap, join, plot_scaling, scaling_table, shape_of, simulate, stages_of
+from fetal_utils.scaling import (
+    ORDERS,
+    Nap,
+    durations_of,
+    join,
+    networks_of,
+    plot_scaling,
+    scaling_table,
+    shape_of,
+    simulate,
+    stages_of,
+)
 
 
 def fan(n, *, first=10.0, each=1.0):
@@ -72,9 +82,11 @@ def test_each_notebook_adds_the_runs_that_no_earlier_one_asked_for(tmp_path):
     source = initial_weights(backbone="test_resnet", init="random", seed=0)
     features, probe, other = Features(source=source, image_size=32), Sum(term=1), Sum(term=2, start=Sum(term=1))
     speeds = {("test_resnet", 32): Speed(views_per_s=1.0, images_per_s=50.0)}
-    assert Sum(term=1).budget(None) == Budget()
     asked = {"01": (store, [features, probe]), "02": (store, [probe]), "03": (store, [other])}
-    assert stages_of(asked, speeds) == [{features: 2.0 + RUN_SECONDS, probe: RUN_SECONDS}, {other: RUN_SECONDS}]
+    stages = stages_of(asked)
+    assert [list(stage) for stage in stages] == [[features, probe], [other]]
+    assert networks_of(stages) == [("test_resnet", 32)]
+    assert durations_of(stages[0], speeds) == {features: 2.0 + RUN_SECONDS, probe: RUN_SECONDS}
 
 
 def test_naps_have_the_shape_and_the_shares_of_time_of_the_runs():

@@ -9,8 +9,8 @@ from toy_runs import Sum, toy_store
 from fetal_utils.encoders import Features, initial_weights
 from fetal_utils.workforce import (
     PROCESS_GIB,
+    QUICK_PIXELS,
     WORTH_PIXELS,
-    WORTH_RUNS,
     Machine,
     Workforce,
     asked_processes,
@@ -22,12 +22,13 @@ from fetal_utils.workforce import (
 )
 
 LARGE = Machine(n_cores=16, free_gib=100)
+WORTH_RUNS = WORTH_PIXELS // QUICK_PIXELS  # without a network
 
 
 class Counted:
     """As much of a data set as the budgets of these runs read: images of 32 px enough to make each worth a process."""
 
-    metadata = range(int(WORTH_PIXELS) // 32**2 + 1)
+    metadata = range(WORTH_PIXELS // 32**2 + 1)
 
 
 def slow_runs(n):
@@ -68,16 +69,17 @@ def test_there_are_no_more_processes_than_runs_that_go_at_the_same_time():
 
 
 def test_quick_runs_are_worth_a_process_only_in_numbers():
-    assert worthwhile(quick_runs(2 * WORTH_RUNS - 1), Counted()) == 1
-    assert worthwhile(quick_runs(2 * WORTH_RUNS), Counted()) == 2
-    assert worthwhile(quick_runs(WORTH_RUNS) + slow_runs(2), Counted()) == 3
+    assert worthwhile(quick_runs(2 * WORTH_RUNS - 1), Counted(), n_most=9) == 1
+    assert worthwhile(quick_runs(2 * WORTH_RUNS), Counted(), n_most=9) == 2
+    assert worthwhile(quick_runs(WORTH_RUNS) + slow_runs(2), Counted(), n_most=9) == 3
+    assert worthwhile(quick_runs(9 * WORTH_RUNS), Counted(), n_most=4) == 4
 
 
 def test_runs_of_a_few_images_are_worth_no_process():
     class Few:
         metadata = range(100)
 
-    assert worthwhile(slow_runs(20), Few()) == 0
+    assert worthwhile(slow_runs(20), Few(), n_most=9) == 0
     assert choose_workforce(slow_runs(20), Few(), machine=LARGE) == Workforce(1, 16)
 
 
