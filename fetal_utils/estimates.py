@@ -76,6 +76,12 @@ def measure_speed(backbone: str, image_size: int, device: torch.device) -> Speed
     return Speed(views_per_s=2 * N_IMAGES / train_s, images_per_s=N_IMAGES / encode_s)
 
 
+def seconds_of_budget(budget: Budget, speeds: Mapping[tuple[str, int], Speed]) -> float:
+    """Estimated seconds of a run, by the speed of its backbone at its image size; without one, what any run takes."""
+    speed = speeds.get((budget.backbone, budget.image_size), Speed())
+    return speed.seconds(views_seen=budget.views_seen, images_encoded=budget.images_encoded)
+
+
 def count_runs(asked: Asked) -> pd.DataFrame:
     """What notebooks ask for, with all that it starts from; each run once, where it is asked for first.
 
@@ -124,13 +130,7 @@ def estimate(runs: pd.DataFrame, device: torch.device) -> pd.DataFrame:
     missing = runs[~runs["done"]]
     networks = missing.loc[missing["backbone"] != "", ["backbone", "image_size"]].drop_duplicates()
     speeds = {key: measure_speed(*key, device) for key in networks.itertuples(index=False, name=None)}
-    hours = [
-        speeds.get((run.backbone, run.image_size), Speed()).seconds(
-            views_seen=run.views_seen, images_encoded=run.images_encoded
-        )
-        / 3600
-        for run in missing.itertuples()
-    ]
+    hours = [seconds_of_budget(run, speeds) / 3600 for run in missing.itertuples()]
     keys = ["notebook", "kind"]
     sums = ["optimiser_steps", "views_seen", "images_encoded", "hours"]
     counted = runs.groupby(keys, sort=False)["done"].agg(n_runs="size", n_done="sum")

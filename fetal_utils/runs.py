@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from fetal_utils.attempts import compute_in_turn
-from fetal_utils.cluster import compute_on_cluster
+from fetal_utils.cluster import compute_missing
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import pick_device, progress_bar
 from fetal_utils.files import check_writable
@@ -149,7 +149,7 @@ class RunStore:
         ----------
         wanted : sequence of Settings
         scheduler : str
-            Address of a Dask scheduler whose workers compute; empty computes here.
+            Address of a Dask scheduler whose workers compute; empty computes here, see `compute_missing`.
         watch : callable, optional
             Called with a run's settings and its log so far after each of its epochs, while computing here.
 
@@ -177,10 +177,7 @@ class RunStore:
         if missing:
             check_writable(self.results_dir)
         with progress_bar(total=len(missing), desc="runs", unit="run", show=self.progress and bool(missing)) as bar:
-            if scheduler and missing:
-                failures = compute_on_cluster(self, missing, scheduler=scheduler, on_done=lambda _: bar.update())
-            else:
-                failures = self.compute_here(missing, bar, watch)
+            failures = compute_missing(self, missing, scheduler=scheduler, bar=bar, watch=watch) if missing else {}
         if failures:
             lines = [f"  {self.name(settings)}: {reason}" for settings, reason in failures.items()]
             raise RunsFailedError(f"{len(failures)} of {len(missing)} runs failed:\n" + "\n".join(lines))

@@ -9,12 +9,19 @@ import torch
 from fetal_utils.dataset import Dataset
 from fetal_utils.environment import PROJECT_ROOT
 from fetal_utils.phantom import write_phantom
+from fetal_utils.workforce import Machine
 
 # pytest-xdist's workers, and the kernels that they start, share the machine's cores
 if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     n_threads = max(1, (os.cpu_count() or 1) // n_workers)
     os.environ["OMP_NUM_THREADS"] = str(n_threads)
     torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    """On any machine a test's runs are computed in its own process, where it can watch and change what they call."""
+    monkeypatch.setattr("fetal_utils.cluster.this_machine", lambda device: Machine(n_cores=2, free_gib=16.0))
 
 
 @pytest.fixture(scope="session")

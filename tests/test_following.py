@@ -199,7 +199,8 @@ def test_a_failure_of_one_process_ends_all_with_one_message_and_keeps_the_checkp
     assert lines_of_errors(ended) == ["error: 1 of 1 runs failed:"]
     assert "ArithmeticError: of this process alone" in ended[1].errors
     (left,) = (tmp_path / "results" / "runs" / "simclr").glob("*.partial")
-    assert sorted(path.name for path in left.iterdir()) == ["checkpoint.pt", "log.csv", "settings.json", "traceback.txt"]
+    kept = sorted(path.name for path in left.iterdir())
+    assert kept == ["checkpoint.pt", "log.csv", "settings.json", "traceback.txt"]
     assert len(pd.read_csv(left / "log.csv")) == 1
     assert "of this process alone" in (left / "traceback.txt").read_text()  # though the first one only lost it
 

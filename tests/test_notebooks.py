@@ -10,6 +10,7 @@ import pytest
 from fetal_utils.benchmarks import PERFORMANCE_COLUMNS
 from fetal_utils.dataset import PHANTOM_PATIENTS
 from fetal_utils.plans import NOTEBOOK_DIR
+from fetal_utils.scaling import SCALING_COLUMNS
 from fetal_utils.strategies import STRATEGIES
 from fetal_utils.study import main
 from fetal_utils.tables import COMPARISONS_COLUMNS, METRICS_COLUMNS
@@ -134,7 +135,11 @@ def test_the_performance_notebook_runs_when_named_and_leaves_its_table_and_figur
     assert main(["--preset", "smoke", "--only", "90", "--results-dir", str(tmp_path)]) == 0
     table = pd.read_csv(tmp_path / "tables" / "performance.csv")
     assert tuple(table.columns) == PERFORMANCE_COLUMNS
-    assert set(table["section"]) == {"reading", "views", "step", "CPU", "probes", "intervals"}
+    assert set(table["section"]) == {"reading", "views", "step", "CPU", "probes", "intervals", "processes"}
     assert (table["value"] > 0).all()
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["90_performance.png"]
+    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert drawn == ["90_performance.png", "90_scaling.png"]
+    scaling = pd.read_csv(tmp_path / "tables" / "scaling.csv")
+    assert tuple(scaling.columns) == SCALING_COLUMNS
+    assert list(scaling["n_workers"]) == [1, 2, 1, 2]
     assert not (tmp_path / "runs").exists()
