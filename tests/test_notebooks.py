@@ -51,7 +51,8 @@ class TestForm:
             statement.target.id: ast.literal_eval(statement.value)
             for statement in ast.parse(parameters_cell(path).source).body
         }
-        assert {name: values[name] for name in SHARED} == SHARED
+        names = ["results_dir"] if path.stem == "06_study_report" else SHARED  # the report reads tables only
+        assert {name: values[name] for name in names} == {name: SHARED[name] for name in names}
 
     def test_every_parameter_is_read(self, path):
         names = re.findall(r"(?m)^([a-z_]+): ", parameters_cell(path).source)
