@@ -96,9 +96,9 @@ def draw_classes(rows: pd.DataFrame, *, title: str, metric: str = "f1") -> tuple
     return figure, f"{title}: {METRIC_LABELS.get(metric, metric)} of each class; {'; '.join(told)}."
 
 
-def draw_cam_scores(rows: pd.DataFrame, *, score: str) -> tuple[Figure, str]:
+def draw_cam_scores(rows: pd.DataFrame, *, score: str, title: str) -> tuple[Figure, str]:
     """One score of all networks' maps beside the maps that know nothing, and the same in words."""
-    figure = small_figure(lambda ax: plot_cam_scores(rows, ax, score=score))
+    figure = small_figure(lambda ax: plot_cam_scores(rows, ax, score=score), title=title)
     own = rows[(rows["score"] == score) & (rows["plane"] == "all")]
     table = own.pivot(index="strategy", columns="map", values="value")
     told = [
@@ -106,4 +106,4 @@ def draw_cam_scores(rows: pd.DataFrame, *, score: str) -> tuple[Figure, str]:
         f"{values.drop('model').max():.2f}"
         for strategy, values in table.iterrows()
     ]
-    return figure, f"{score_label(score).replace(chr(10), ' ')}: {'; '.join(told)}."
+    return figure, f"{title}, {score_label(score).replace(chr(10), ' ')}: {'; '.join(told)}."
