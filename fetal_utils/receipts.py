@@ -56,6 +56,29 @@ class Receipt:
             ]
         )
 
+    def to_frame(self) -> pd.DataFrame:
+        """The same counts as rows, for a file.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``task, split, about, name, train, val, test, total``. ``about`` is "total" (the names "images" and
+            "patients"), "class", "machine" (images), "left out" (images by reason), "absent" (a class) or "overlap"
+            (patients in two subsets); the last three have no counts by subset.
+        """
+        blocks = {"total": self.totals, "class": self.classes, "machine": self.machines}
+        counts = [
+            table.assign(total=table.sum(axis=1)).rename_axis("name").reset_index().assign(about=about)
+            for about, table in blocks.items()
+        ]
+        others = [("left out", reason, count) for reason, count in self.left_out.items()]
+        others += [("absent", name, 0) for name in self.absent]
+        others.append(("overlap", "patients in two subsets", self.overlap))
+        frame = pd.concat([*counts, pd.DataFrame(others, columns=["about", "name", "total"])], ignore_index=True)
+        subsets = list(SUBSETS)
+        frame[subsets] = frame[subsets].astype("Int64")
+        return frame.assign(task=self.task, split=self.hash)[["task", "split", "about", "name", *subsets, "total"]]
+
 
 def make_receipt(table: pd.DataFrame, subset: pd.Series, *, task: Task, present: Task) -> Receipt:
     """Count what each subset of a task holds and what was left out.

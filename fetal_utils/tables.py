@@ -96,7 +96,9 @@ def write_table(table: pd.DataFrame, path: Path) -> Path:
 
 
 def merge_tables(results_dir: str | Path) -> list[Path]:
-    """Join the parts of each table into ``<results_dir>/<name>.csv``; rows that stand twice are kept once.
+    """Join the parts of each table into ``<results_dir>/<name>.csv``; of rows that stand twice the last is kept.
+
+    A difference that 03 and 04 both state is so judged among all that 04 looks at, not among the two of 03.
 
     Returns
     -------
@@ -109,7 +111,7 @@ def merge_tables(results_dir: str | Path) -> list[Path]:
         if parts:
             merged = pd.concat([pd.read_csv(part, keep_default_na=False, na_values=[""]) for part in parts])
             path = Path(results_dir) / f"{name}.csv"
-            merged = merged.drop_duplicates(subset=key_columns(columns))[list(columns)]
+            merged = merged.drop_duplicates(subset=key_columns(columns), keep="last")[list(columns)]
             replace_file(path, lambda beside, merged=merged: merged.to_csv(beside, index=False))
             written.append(path)
     return written

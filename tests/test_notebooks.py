@@ -10,6 +10,7 @@ import pytest
 from fetal_utils.benchmarks import PERFORMANCE_COLUMNS
 from fetal_utils.dataset import PHANTOM_PATIENTS
 from fetal_utils.plans import NOTEBOOK_DIR
+from fetal_utils.report import write_report
 from fetal_utils.scaling import SCALING_COLUMNS
 from fetal_utils.strategies import STRATEGIES
 from fetal_utils.study import main
@@ -52,7 +53,8 @@ class TestForm:
             statement.target.id: ast.literal_eval(statement.value)
             for statement in ast.parse(parameters_cell(path).source).body
         }
-        assert {name: values[name] for name in SHARED} == SHARED
+        names = ["results_dir"] if path.stem == "06_study_report" else SHARED  # the report reads tables only
+        assert {name: values[name] for name in names} == {name: SHARED[name] for name in names}
 
     def test_every_parameter_is_read(self, path):
         names = re.findall(r"(?m)^([a-z_]+): ", parameters_cell(path).source)
@@ -91,6 +93,12 @@ def run_smoke(results_dir, *arguments):
     return text, pd.read_csv(results_dir / "metrics.csv"), pd.read_csv(results_dir / "comparisons.csv")
 
 
+def page_of(results_dir):
+    """The report that the executed notebook 06 becomes."""
+    executed = results_dir / "notebooks" / "06_study_report.ipynb"
+    return write_report(executed, results_dir / "page.html").read_text(encoding="utf-8")
+
+
 def count_by_dry_run(results_dir, capsys):
     """What ``--dry-run`` says of the smoke preset: how many runs there are, and how many are finished."""
     assert main(["--preset", "smoke", "--results-dir", str(results_dir), "--dry-run"]) == 0
@@ -107,6 +115,10 @@ def test_the_study_runs_on_the_phantom_and_a_second_call_computes_nothing(tmp_pa
     assert set(metrics["task"]) == {"planes", "brain_planes"}
     assert set(metrics["strategy"]) == set(STRATEGIES)
     assert set(metrics["protocol"]) == {"linear_probe", "fine_tune"}
+    page = page_of(tmp_path)
+    assert "This is about a phantom" in page
+    assert "Phantom images" in page  # the panels of 05
+    assert "Missing: CAM scores of planes." in page  # 05 looks into one task here
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
     assert len(records) == n_runs
     assert count_by_dry_run(tmp_path, capsys) == (n_runs, n_runs)
@@ -119,10 +131,14 @@ def test_the_study_runs_on_real_images_and_names_the_classes_they_lack(tmp_path,
     text, metrics, _ = run_smoke(tmp_path, "--data-dir", str(real_data / "fetal_planes_subset"))
     assert "Maternal cervix, Other absent from this data set" in text
     assert PHANTOM_NOTICE not in text
+    page = page_of(tmp_path)
+    assert "Not a medical device" in page
+    assert "phantom</p>" not in page
+    assert "Phantom images" not in page
     planes = set(metrics.loc[metrics["task"] == "planes", "plane"])
     assert planes == {"macro", "Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax"}
-    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert not drawn & {"01_planes.png", "01_brain_planes.png", "01_masks.png", "02_views.png"}
+    drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert not drawn & {"01_planes", "01_brain_planes", "01_masks", "02_views"}
 
 
 def test_the_study_runs_on_the_tiny_real_sample_and_counts_what_it_leaves_out(tmp_path, real_data):
@@ -138,7 +154,7 @@ def test_the_performance_notebook_runs_when_named_and_leaves_its_table_and_figur
     assert set(table["section"]) == {"reading", "views", "step", "CPU", "probes", "intervals", "processes"}
     assert (table["value"] > 0).all()
     drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert drawn == ["90_performance.png", "90_scaling.png"]
+    assert drawn == [f"90_{name}.{ending}" for name in ("performance", "scaling") for ending in ("png", "svg")]
     scaling = pd.read_csv(tmp_path / "tables" / "scaling.csv")
     assert tuple(scaling.columns) == SCALING_COLUMNS
     assert list(scaling["n_workers"]) == [1, 2, 1, 2]

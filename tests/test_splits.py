@@ -204,6 +204,30 @@ def test_a_receipt_worked_by_hand():
     assert receipt.absent == ["Fetal abdomen", "Fetal brain", "Maternal cervix", "Other"]
 
 
+def test_a_receipt_as_rows_holds_every_count_that_is_printed():
+    table = make_table()
+    receipt = receipt_of(table, split(table))
+    rows = receipt.to_frame()
+    assert list(rows.columns) == ["task", "split", "about", "name", "train", "val", "test", "total"]
+    assert set(zip(rows["task"], rows["split"], strict=True)) == {("planes", receipt.hash)}
+    counted = rows.set_index(["about", "name"])
+    for about, block in {"total": receipt.totals, "class": receipt.classes, "machine": receipt.machines}.items():
+        assert counted.loc[about, ["train", "val", "test"]].to_numpy().tolist() == block.to_numpy().tolist()
+        assert counted.loc[about, "total"].tolist() == block.sum(axis=1).tolist()
+    assert counted.loc["absent"].index.tolist() == receipt.absent
+    assert counted.loc[("overlap", "patients in two subsets"), "total"] == 0
+    assert "left out" not in counted.index
+
+
+def test_a_receipt_as_rows_counts_what_was_left_out_by_reason(real_table, real_subset):
+    brain_planes = TASKS["brain_planes"]
+    receipt = make_receipt(real_table, real_subset, task=brain_planes, present=brain_planes)
+    rows = receipt.to_frame()
+    left_out = rows[rows["about"] == "left out"]
+    assert dict(zip(left_out["name"], left_out["total"], strict=True)) == receipt.left_out
+    assert left_out["train"].isna().all()
+
+
 def test_a_receipt_keeps_the_column_of_an_empty_subset():
     table = make_table(n_test=0)
     receipt = receipt_of(table, split(table))

@@ -119,7 +119,16 @@ def test_merging_keeps_every_row_once(tmp_path):
     assert merge_tables(tmp_path) == [tmp_path / "metrics.csv"]
     merged = read(tmp_path / "metrics.csv")
     assert list(merged.columns) == list(METRICS_COLUMNS)
-    assert merged["seed"].tolist() == [0, 1, 2]
+    assert sorted(merged["seed"]) == [0, 1, 2]
+
+
+def test_of_a_row_that_two_parts_hold_the_later_one_is_kept(tmp_path):
+    # 03 judges two differences, 04 the same two among dozens: the second verdict is the study's
+    for part, resolved in {"03": True, "04": False}.items():
+        row = dict.fromkeys(COMPARISONS_COLUMNS, 0) | {"resolved": resolved}
+        write_part(pd.DataFrame([row]), results_dir=tmp_path, name="comparisons", part=part)
+    merge_tables(tmp_path)
+    assert read(tmp_path / "comparisons.csv")["resolved"].tolist() == [False]
 
 
 @pytest.mark.parametrize("column", [name for name in METRICS_COLUMNS if name not in {"value", "low", "high"}])
