@@ -19,7 +19,9 @@ import pytest
 import torch
 import torch.distributed.run
 import yaml
+from test_cluster import readme_commands
 from test_download import archive, no_waiting, whole_zip  # noqa: F401 (fixtures)
+from test_slurm import example  # noqa: F401 (a fixture)
 from toy_runs import Sum, toy_store
 
 from fetal_utils import study
@@ -148,20 +150,45 @@ def test_torchrun_is_asked_for_the_module_that_another_test_runs_by_it(command):
     "make study",
     "make study PRESET=laptop DATA_DIR=path/to/folder",
     '.venv/bin/python -m fetal_utils.study --preset laptop --data-dir path/to/folder --results-dir path/to/results -p seeds "[0]"',  # noqa: E501
+    'make study PRESET=paper DATA_DIR=/shared/planes RESULTS_DIR=/shared/results ARGS="--scheduler tcp://10.0.0.1:8786"',
 )
 def test_a_study_starts_as_written(command, tiny_phantom, tmp_path, monkeypatch):
     executed = []
     monkeypatch.setattr(study, "execute", lambda execution, source, *, listener: executed.append(execution) or "")
     monkeypatch.setattr(study, "make_report", lambda execution: None)
     written = recipe(command) if command.startswith("make") else command
-    written = written.replace("path/to/folder", str(tiny_phantom))
+    written = re.sub("path/to/folder|/shared/planes", str(tiny_phantom), written)
     # else `make study` would write into the repository's own results
     assert call(written, "--results-dir", tmp_path / "results") == 0
     assert list(dict.fromkeys(execution.notebook for execution in executed)) == list_notebooks()
-    data_dir = str(tiny_phantom) if "path/to/folder" in command else None
-    assert {execution.parameters.get("data_dir") for execution in executed} == {data_dir}
+    data_dir = str(tiny_phantom) if str(tiny_phantom) in written else None
+    assert {execution.parameters.get("data_dir") for execution in executed if "data_dir" in execution.parameters} == (
+        {data_dir} if data_dir else set()
+    )
+    schedulers = {execution.parameters.get("scheduler") for execution in executed} - {None}
+    assert schedulers == ({"tcp://10.0.0.1:8786"} if "tcp://" in command else set())
     seeds = [execution.parameters.get("seeds") for execution in executed if execution.notebook.startswith("04")]
     assert all(value == [0] for value in seeds) is ("-p seeds" in command)
+
+
+@runs(
+    ".venv/bin/dask scheduler --port 8786",
+    "OMP_NUM_THREADS=4 .venv/bin/dask worker tcp://10.0.0.1:8786 --nworkers 4 --nthreads 1 --memory-limit 0",
+)
+def test_the_commands_of_a_cluster_are_those_that_the_tests_of_clusters_run(command):
+    assert shlex.split(command.split(".venv/bin/dask ")[1]) in readme_commands()
+
+
+@runs(
+    ".venv/bin/python examples/slurm.py --jobs 8 --cpus 4 --memory 12GB -- --preset paper --data-dir /shared/planes --results-dir /shared/results"  # noqa: E501
+)
+def test_jobs_of_a_batch_system_are_asked_for_as_written(command, example, monkeypatch):  # noqa: F811
+    given = []
+    monkeypatch.setattr(example, "study", lambda arguments: given.extend(arguments) or 0)
+    monkeypatch.setattr(example.SLURMCluster, "adapt", lambda self, **jobs: given.append(jobs))
+    assert example.main(shlex.split(command)[2:]) == 0
+    assert given[0] == {"minimum_jobs": 8, "maximum_jobs": 8}
+    assert given[1:7] == ["--preset", "paper", "--data-dir", "/shared/planes", "--results-dir", "/shared/results"]
 
 
 @runs(".venv/bin/python -m fetal_utils.study status --results-dir path/to/results")
