@@ -132,10 +132,8 @@ def check_workers(client: Client, site: Site) -> None:
 
 def reason_of(answer: object) -> str:
     """Why a worker that gave this answer is unfit; empty if it is fit."""
-    if isinstance(answer, ImportError):
-        return f"can't import this package ({answer}); install the same commit there"
     if isinstance(answer, BaseException):
-        return f"failed its check: {type(answer).__name__}: {answer}"
+        return f"can't run this package's code ({answer}); install the same commit there"
     return answer[0]
 
 

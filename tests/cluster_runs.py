@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fetal_utils.epochs import run_epochs
+from fetal_utils.files import StorageError
 from fetal_utils.runs import Work
 from fetal_utils.settings import Settings
 
@@ -24,6 +25,16 @@ class Fatal(Settings):
     def compute(self, work: Work) -> None:
         note(work, f"fatal {self.number}")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullDisk(Settings):
+    """Finds no room for its files."""
+
+    kind: ClassVar[str] = "full_disk"
+
+    def compute(self, work: Work) -> None:
+        raise StorageError(f"{work.folder}: no space left")
 
 
 @dataclass(frozen=True, kw_only=True)

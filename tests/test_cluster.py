@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster_runs import Epochs, Fatal, Pause, PickyDataset, noted
+from cluster_runs import Epochs, Fatal, FullDisk, Pause, PickyDataset, noted
 from distributed import Client, LocalCluster
 from toy_runs import Sum, computed, toy_store, value_of
 
 from fetal_utils.cluster import compute_on_cluster
 from fetal_utils.environment import PROJECT_ROOT, progress_bar
+from fetal_utils.files import StorageError
 from fetal_utils.runs import RunsFailedError, RunStore
 from fetal_utils.worker_checks import UnfitWorkerError
 from fetal_utils.workforce import Workforce, open_processes
@@ -116,6 +117,14 @@ def test_a_run_that_kills_every_worker_fails_with_the_reason_and_takes_no_other_
     assert re.search(r"fatal \w+: its worker died 2 times, last tcp://.*memory", str(raised.value))
     assert noted(tmp_path) == ["fatal 0"] * 2
     assert sorted(computed(store)) == list(range(1, 9))
+
+
+def test_a_full_disk_stops_all_runs_with_its_own_error(scheduler, tmp_path):
+    store = toy_store(tmp_path)
+    later = [Pause(number=number, seconds=0.2) for number in range(50)]
+    with pytest.raises(StorageError, match="no space left"):
+        store.get([FullDisk(), *later], scheduler=scheduler)
+    assert len(noted(tmp_path)) < 50
 
 
 def test_the_bar_says_how_many_runs_of_which_kind_are_left(scheduler, tmp_path):
@@ -231,7 +240,7 @@ def test_a_worker_without_this_package_is_named(by_hand, tmp_path):
     (decoy / "fetal_utils").mkdir(parents=True)
     (decoy / "fetal_utils" / "__init__.py").write_text("")
     by_hand("worker", address, "--nthreads", "1", "--no-dashboard", PYTHONPATH=str(decoy))
-    with pytest.raises(UnfitWorkerError, match=r"can't import this package .*same commit"):
+    with pytest.raises(UnfitWorkerError, match=r"can't run this package's code .*same commit"):
         toy_store(tmp_path / "results").get([Sum(term=1)], scheduler=address)
 
 
