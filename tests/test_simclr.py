@@ -312,7 +312,8 @@ def assert_same_end(folder: Path, other: Path) -> None:
     log, other_log = (pd.read_csv(path / "log.csv").drop(columns=times) for path in (folder, other))
     pd.testing.assert_frame_equal(log, other_log, check_exact=True)
     for path in (folder, other):
-        assert sorted(file.name for file in path.iterdir()) == ["log.csv", "record.json", "weights.safetensors"]
+        names = ["log.csv", "projection_head.safetensors", "record.json", "weights.safetensors"]
+        assert sorted(file.name for file in path.iterdir()) == names
 
 
 @needs_signals
