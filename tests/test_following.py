@@ -162,7 +162,7 @@ def test_a_run_of_two_leaves_the_files_of_one(shared):
     store, _ = shared
     for settings in (PLAIN, IN_PIECES, FROM_ONE):
         files = sorted(path.name for path in store.folder(settings).iterdir())
-        assert files == ["log.csv", "record.json", "weights.safetensors"]
+        assert files == ["log.csv", "projection_head.safetensors", "record.json", "weights.safetensors"]
 
 
 def test_a_training_that_diverges_fails_in_all_processes_with_one_reason(shared):
@@ -274,7 +274,12 @@ def test_torchrun_restarts_when_a_process_is_killed_and_fails_the_next_time_and_
     assert not list((tmp_path / "runs" / "simclr").glob("*/record.json"))
     assert main(arguments) == 0
     folder = Path(capsys.readouterr().out.splitlines()[-1])
-    assert sorted(path.name for path in folder.iterdir()) == ["log.csv", "record.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "log.csv",
+        "projection_head.safetensors",
+        "record.json",
+        "weights.safetensors",
+    ]
     log = pd.read_csv(folder / "log.csv")
     assert log["epoch"].tolist() == list(range(1, N_EPOCHS + 1))
     assert log["seconds"].head(len(kept)).tolist() == kept["seconds"].tolist()  # these were not trained again

@@ -118,7 +118,12 @@ def test_the_log_measures_steps_each_epoch_and_held_out_features_at_the_last(run
     assert log["epoch"].tolist() == [1, 2, 3]
     assert log[every].notna().all(axis=None)
     assert log[LOOKS].notna().any(axis=1).tolist() == [False, False, True]
-    assert sorted(path.name for path in run.folder.iterdir()) == ["log.csv", "record.json", "weights.safetensors"]
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "log.csv",
+        "projection_head.safetensors",
+        "record.json",
+        "weights.safetensors",
+    ]
 
 
 def test_what_the_log_says_is_in_range(run):

@@ -165,7 +165,7 @@ def test_every_setting_can_be_given_by_name(tmp_path):
 
 def test_a_whole_number_is_a_rate_too_and_a_word_is_no_answer():
     assert settings_from({"lr": 1}).lr == 1.0
-    with pytest.raises(UsageError, match="same_patient_negatives='no' is a str; expected a bool"):
+    with pytest.raises(UsageError, match="same_patient_negatives='no' is of type str; expected bool"):
         settings_from({"same_patient_negatives": "no"})
 
 
