@@ -38,6 +38,7 @@ from fetal_utils.tables import metrics_of_run
 
 EPOCHS_FILE = "STUDY_EPOCHS_FILE"  # environment variable: where each epoch that begins leaves a line
 N_EPOCHS = 4
+PATIENCE_S = 120.0  # without any epoch that begins; then a study is ended and started again
 TIMES = ["seconds", "images_per_s", "share_outside_model"]
 NETWORK = {"task": "planes", "backbone": "test_efficientnet", "image_size": 32}
 
@@ -190,7 +191,7 @@ def kill_until_done(
                     time.sleep(0.01)
                 time.sleep(rng.uniform(0, 0.5))
                 tally.n_kills += kill(victim, process.pid)
-            process.join()
+            wait_while_it_moves(process, epochs_file)
         finally:
             end_all(process)
         tally.exits.append(process.exitcode)
@@ -209,6 +210,14 @@ def kill(victim: Victim, pid: int) -> bool:
         return False
     psutil.wait_procs([found], timeout=60)  # or it would be killed, and counted, once more
     return True
+
+
+def wait_while_it_moves(process: multiprocessing.Process, epochs_file: Path) -> None:
+    """Return when a study has ended, or when nothing has begun for long, as on a cluster that lost all its workers."""
+    n_lines = -1
+    while process.is_alive() and len(lines_of(epochs_file)) > n_lines:
+        n_lines = len(lines_of(epochs_file))
+        process.join(PATIENCE_S)
 
 
 def end_all(process: multiprocessing.Process) -> None:
