@@ -38,7 +38,6 @@ from fetal_utils.tables import metrics_of_run
 
 EPOCHS_FILE = "STUDY_EPOCHS_FILE"  # environment variable: where each epoch that begins leaves a line
 N_EPOCHS = 4
-PATIENCE_S = 120.0  # without any epoch that begins; then a study is ended and started again
 TIMES = ["seconds", "images_per_s", "share_outside_model"]
 NETWORK = {"task": "planes", "backbone": "test_efficientnet", "image_size": 32}
 
@@ -110,10 +109,11 @@ def compute_on_workers(data_dir: Path, results_dir: Path, epochs_file: Path, n_e
 
     os.environ[EPOCHS_FILE] = str(epochs_file)
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "preload": ["killed_study"]}
-    with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
-        LocalCluster(**options) as cluster,
-    ):
+    behaviour = {
+        "distributed.worker.multiprocessing-method": "forkserver",
+        "distributed.deploy.lost-worker-timeout": "600s",  # after 15 s a worker that starts again would be given up
+    }
+    with dask.config.set(behaviour), LocalCluster(**options) as cluster:
         store = open_store(data_dir, results_dir)
         store.get(wanted_runs(n_epochs), scheduler=cluster.scheduler_address)
 
@@ -187,11 +187,10 @@ def kill_until_done(
         try:
             while tally.n_kills < n_kills and process.is_alive():
                 aim = len(lines_of(epochs_file)) + int(rng.integers(epochs_between + 1))
-                while process.is_alive() and len(lines_of(epochs_file)) < aim:
-                    time.sleep(0.01)
+                wait_for_epochs(process, epochs_file, aim)
                 time.sleep(rng.uniform(0, 0.5))
                 tally.n_kills += kill(victim, process.pid)
-            wait_while_it_moves(process, epochs_file)
+            process.join()
         finally:
             end_all(process)
         tally.exits.append(process.exitcode)
@@ -212,12 +211,10 @@ def kill(victim: Victim, pid: int) -> bool:
     return True
 
 
-def wait_while_it_moves(process: multiprocessing.Process, epochs_file: Path) -> None:
-    """Return when a study has ended, or when nothing has begun for long, as on a cluster that lost all its workers."""
-    n_lines = -1
-    while process.is_alive() and len(lines_of(epochs_file)) > n_lines:
-        n_lines = len(lines_of(epochs_file))
-        process.join(PATIENCE_S)
+def wait_for_epochs(process: multiprocessing.Process, epochs_file: Path, n_epochs: int) -> None:
+    """Return when so many have begun in all, or the study has ended."""
+    while process.is_alive() and len(lines_of(epochs_file)) < n_epochs:
+        time.sleep(0.01)
 
 
 def end_all(process: multiprocessing.Process) -> None:
