@@ -180,8 +180,12 @@ def open_processes(workforce: Workforce) -> Iterator[str]:
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), workforce.n_threads)
     # known before the process starts, as torch may be imported before a worker's own environment is set
+    behaviour = {
+        "distributed.nanny.pre-spawn-environ": threads,
+        "distributed.deploy.lost-worker-timeout": "600s",  # after 15 s a process that starts again would be given up
+    }
     with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": threads}),
+        dask.config.set(behaviour),
         SpecCluster(workers=workers, scheduler=scheduler, **quiet) as cluster,
     ):
         yield cluster.scheduler_address
