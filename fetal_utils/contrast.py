@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from fetal_utils.diagnostics import alignment, top1_accuracy, uniformity
@@ -17,7 +18,7 @@ from fetal_utils.models import ProjectionHead, n_features
 from fetal_utils.optimisers import check_finite, climb_down, mixed_precision, train_output
 
 if TYPE_CHECKING:  # at run time `shares` reads this module, not the other way round
-    from fetal_utils.shares import Share
+    from fetal_utils.shares import Share, SharedSimCLR
 
 STEP_MEASURES = ("loss", "top1_accuracy", "alignment", "uniformity")
 
@@ -43,7 +44,7 @@ class SimCLR(nn.Module):
 
 
 def contrast_step(
-    model: SimCLR,
+    model: SimCLR | SharedSimCLR,
     optimiser: torch.optim.Optimizer,
     schedule: LRScheduler,
     view_a: Tensor,
@@ -58,7 +59,7 @@ def contrast_step(
 
     Parameters
     ----------
-    model : SimCLR
+    model : SimCLR or SharedSimCLR
     optimiser : Optimizer
     schedule : LRScheduler
         Stepped too.
@@ -71,8 +72,8 @@ def contrast_step(
         while every view still meets all the others as negatives, which accumulated gradients would not
         give. The price is a second forward pass; and an encoder's BatchNorm sees a piece, not the batch.
     share : Share, optional
-        Where several processes take the step together: the views are those of ``share.images``, in pieces
-        that it decides; ``not_negatives`` and what is measured are of the whole batch.
+        Where several processes take the step together, each with a `SharedSimCLR`: the views are those of
+        ``share.images``, in pieces that it decides; ``not_negatives`` and what is measured are of the whole batch.
 
     Returns
     -------
@@ -83,6 +84,8 @@ def contrast_step(
     ------
     FloatingPointError
         If the loss is not finite; the weights are then those of the step before.
+    LostProcessError
+        If another process that shares the step is gone.
 
     References
     ----------
@@ -97,7 +100,7 @@ def contrast_step(
 
 
 def contrast_backward(
-    model: SimCLR,
+    model: SimCLR | SharedSimCLR,
     schedule: LRScheduler,
     view_a: Tensor,
     view_b: Tensor,
@@ -123,13 +126,10 @@ def contrast_backward(
     """
     views = torch.cat([view_a, view_b])  # one batch: shared batch statistics
     pieces = share.split(views) if share else even_pieces(views, chunk_size)
-    if len(pieces) > 1:
-        loss, z = backward_in_pieces(model, schedule, pieces, share=share, **options)
-    else:
-        loss, z = backward_from_projections(train_output(model, views), schedule, share=share, **options)
-    if share:
-        share.add_up(model)
-    return loss, z
+    with share.ranks.listening() if share else nullcontext():
+        if len(pieces) > 1:
+            return backward_in_pieces(model, schedule, pieces, share=share, **options)
+        return backward_from_projections(train_output(model, views), schedule, share=share, **options)
 
 
 def backward_from_projections(
@@ -139,12 +139,12 @@ def backward_from_projections(
     z = share.gather(z) if share else z
     loss = nt_xent_loss(*z.chunk(2), **options)
     check_finite(loss, schedule)
-    loss.backward()
+    (share.scale(loss) if share else loss).backward()
     return loss.detach(), z.detach()
 
 
 def backward_in_pieces(
-    model: SimCLR, schedule: LRScheduler, pieces: tuple[Tensor, ...], **options
+    model: SimCLR | SharedSimCLR, schedule: LRScheduler, pieces: tuple[Tensor, ...], **options
 ) -> tuple[Tensor, Tensor]:
     """`contrast_backward` of all pieces together, the encoder holding one piece's activations at a time."""
     with torch.no_grad(), frozen_statistics(model.encoder):
@@ -154,9 +154,15 @@ def backward_in_pieces(
         z = model.projection_head.train()(features)
     loss, z = backward_from_projections(z, schedule, **options)
     gradients = features.grad.split([len(piece) for piece in pieces])
-    for piece, gradient in zip(pieces, gradients, strict=True):
-        train_output(model.encoder, piece).backward(gradient)
+    for k, (piece, gradient) in enumerate(zip(pieces, gradients, strict=True), start=1):
+        with nullcontext() if k == len(pieces) else unshared(model.encoder):
+            train_output(model.encoder, piece).backward(gradient)
     return loss, z
+
+
+def unshared(module: nn.Module) -> AbstractContextManager:
+    """A context in which gradients stay where they are made, for those to which the last piece's are still to come."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def even_pieces(views: Tensor, chunk_size: int) -> tuple[Tensor, ...]:

@@ -21,8 +21,7 @@ from fetal_utils.optimisers import build_optimiser, warmup_cosine
 from fetal_utils.pool import Pool, open_pool
 from fetal_utils.ranks import ALONE, Ranks
 from fetal_utils.runs import Work
-from fetal_utils.shared_norm import share_statistics
-from fetal_utils.shares import share_batch
+from fetal_utils.shares import SharedSimCLR, share_batch
 from fetal_utils.stopwatch import Stopwatch
 from fetal_utils.transforms import Augment, two_views
 
@@ -49,7 +48,7 @@ class Pretraining:
     MemoryError
         If the batch does not fit; see `check_batch_fits`.
     ValueError
-        If it can't be shared; see `share_batch` and `share_statistics`.
+        If it can't be shared; see `share_batch` and `SharedSimCLR`.
     """
 
     def __init__(self, settings: Pretrain, work: Work, ranks: Ranks = ALONE) -> None:
@@ -71,10 +70,10 @@ class Pretraining:
             chunk_size=settings.chunk_size,
             ranks=ranks,
         )
-        self.share = None
+        self.share, self.network = None, self.model
         if ranks.world_size > 1:
             self.share = share_batch(self.batch_size, ranks=ranks, chunk_size=settings.chunk_size)
-            share_statistics(self.model, work.device)
+            self.network = SharedSimCLR(self.model, ranks)
         self.optimiser = build_optimiser(
             self.model, lr=settings.lr, weight_decay=settings.weight_decay, name=settings.optimiser
         )
@@ -117,7 +116,7 @@ class Pretraining:
         masked = None if self.settings.same_patient_negatives else self.pool.same_patient(batch).to(self.device)
         with in_model:
             return contrast_step(
-                self.model,
+                self.network,
                 self.optimiser,
                 self.schedule,
                 view_a,

@@ -131,6 +131,8 @@ class Ranks:
         """Turn a broken connection into a `LostProcessError` that says why, as far as the lost process did."""
         try:
             yield
+        except torch.OutOfMemoryError:  # this process's own
+            raise
         except RuntimeError as error:
             raise LostProcessError(self.reason() or NO_ANSWER) from error
 

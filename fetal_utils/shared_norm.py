@@ -7,8 +7,6 @@ import torch.distributed as dist
 from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
 from torch import Tensor, nn
 
-from fetal_utils.ranks import current_ranks
-
 
 def share_statistics(module: nn.Module, device: torch.device) -> nn.Module:
     """A network whose batch normalisations work on the batch of all processes; weights and their names stay.
@@ -87,15 +85,12 @@ class _Normalise(torch.autograd.Function):
 
 def gathered(values: Tensor) -> Tensor:
     """The tensors of all processes, shape (n_values, world_size, ...) for own ones (n_values, ...)."""
-    ranks = current_ranks()
-    parts = [torch.empty_like(values) for _ in range(ranks.world_size)]
-    with ranks.listening():
-        dist.all_gather(parts, values)
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values)
     return torch.stack(parts, dim=1)
 
 
 def added_up(values: Tensor) -> Tensor:
     """The sum of the tensors of all processes, in place."""
-    with current_ranks().listening():
-        dist.all_reduce(values)
+    dist.all_reduce(values)
     return values

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from fetal_utils.contrast import even_pieces
+from fetal_utils.contrast import SimCLR, even_pieces
 from fetal_utils.ranks import Ranks
+from fetal_utils.shared_norm import share_statistics
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Share:
         """The projections of the whole batch.
 
         Every process gets the same, so each can compute the whole loss, with gradients to its own rows: the others'
-        flow where they were made. `add_up` then makes one gradient of them.
+        flow where they were made.
 
         Parameters
         ----------
@@ -63,25 +65,48 @@ class Share:
         sent = z.new_zeros(max(map(len, positions)), z.shape[1])  # shares differ by a few rows, messages must not
         sent[: len(z)] = z.detach()
         received = [torch.empty_like(sent) for _ in positions]
-        with self.ranks.listening():
-            dist.all_gather(received, sent)
+        dist.all_gather(received, sent)
         everything = z.new_empty(2 * self.n_images, z.shape[1])
         for where, rows in zip(positions, received, strict=True):
             everything[where] = rows[: len(where)]
         return everything.index_copy(0, positions[self.ranks.rank], z)
 
-    def add_up(self, module: nn.Module) -> None:
-        """Sum the gradients of all processes, in place: those of the whole batch.
+    def scale(self, loss: Tensor) -> Tensor:
+        """What to go backward from: DistributedDataParallel takes a mean of gradients that are parts of a sum."""
+        return loss * self.ranks.world_size
 
-        A sum where DistributedDataParallel takes a mean, and after the backward pass where that is within it: here
-        a step may take an encoder's backward pass in pieces, and every process has the loss of the whole batch.
-        """
-        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        with self.ranks.listening():
-            dist.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view(gradient.shape))
+
+class SharedSimCLR(nn.Module):
+    """A `SimCLR` in this process whose gradients become those of the batch within the backward pass.
+
+    Encoder and head are wrapped one by one, as a step may take the encoder's backward pass in pieces. The weights are
+    the model's own.
+
+    Parameters
+    ----------
+    model : SimCLR
+        Its batch normalisations changed in place, see `share_statistics`.
+    ranks : Ranks
+
+    Raises
+    ------
+    ValueError
+        If the processes can't share a layer's statistics.
+    LostProcessError
+        If another process is gone.
+    """
+
+    def __init__(self, model: SimCLR, ranks: Ranks) -> None:
+        super().__init__()
+        share_statistics(model, next(model.parameters()).device)  # so all have the same, and none is sent about
+        with ranks.listening():
+            self.encoder, self.projection_head = (
+                DistributedDataParallel(part, broadcast_buffers=False, gradient_as_bucket_view=True)
+                for part in (model.encoder, model.projection_head)
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.projection_head(self.encoder(images))  # (n_own, projection_dim)
 
 
 def share_batch(n_images: int, *, ranks: Ranks, chunk_size: int = 0) -> Share:

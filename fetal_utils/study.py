@@ -22,8 +22,10 @@ import pandas as pd
 from fetal_utils.command_line import add_parameters, check_type, parse_value
 from fetal_utils.environment import PROJECT_ROOT, commit, versions
 from fetal_utils.executions import Execution, execute, one_line
-from fetal_utils.plans import check_inputs, notebook_path, plan
+from fetal_utils.plans import asked_runs, check_inputs, notebook_path, plan
 from fetal_utils.previews import show_estimate, show_list
+from fetal_utils.runs import RunsFailedError, RunStore
+from fetal_utils.settings import Settings
 from fetal_utils.study_log import Listener, study_log
 from fetal_utils.study_status import show_status
 from fetal_utils.tables import list_runs, merge_tables, write_table
@@ -34,6 +36,8 @@ INTERRUPTED = "interrupted; what is finished is kept, and the same command goes 
 
 def run_study(executions: list[Execution], log: logging.Logger, *, keep_going: bool = True) -> pd.DataFrame:
     """Execute the notebooks in order, merge the tables they add to, and make the report of the last.
+
+    What goes to a cluster is computed beforehand.
 
     Parameters
     ----------
@@ -48,7 +52,7 @@ def run_study(executions: list[Execution], log: logging.Logger, *, keep_going: b
     DataFrame
         A row for each thing to make: ``made, seconds, failed``, the last the reason in one line, or empty.
     """
-    rows: list[dict] = []
+    rows = compute_ahead(executions, log)
     for position, execution in enumerate(executions, start=1):
         if not keep_going and any(row["failed"] for row in rows):
             rows.append({"made": execution.name, "seconds": 0.0, "failed": "not run, since one before it failed"})
@@ -56,6 +60,32 @@ def run_study(executions: list[Execution], log: logging.Logger, *, keep_going: b
         log.info(f"{execution.name} ({position} of {len(executions)}) ...")
         rows += make(execution, log)
     return pd.DataFrame(rows, columns=["made", "seconds", "failed"])
+
+
+def compute_ahead(executions: list[Execution], log: logging.Logger) -> list[dict]:
+    """The runs of all notebooks that go to a cluster, asked for at once; rows for `run_study`.
+
+    One notebook after another, workers would stand idle while the last runs of each are finished.
+    """
+    asked: dict[tuple, tuple[RunStore, list[Settings]]] = {}
+    for execution in executions:
+        scheduler = execution.parameters.get("scheduler", "")
+        if scheduler and (found := asked_runs(execution)):
+            store, wanted = found
+            key = (scheduler, store.results_dir, store.dataset.key, store.requested_device)
+            asked.setdefault(key, (store, []))[1].extend(wanted)
+    return [
+        attempt(f"runs on {scheduler}", partial(compute_on, scheduler, store, wanted, log), log)
+        for (scheduler, *_), (store, wanted) in asked.items()
+    ]
+
+
+def compute_on(scheduler: str, store: RunStore, wanted: list[Settings], log: logging.Logger) -> None:
+    """Compute runs there; that some failed is only logged, since the notebooks that need them try once more."""
+    try:
+        store.get(wanted, scheduler=scheduler)
+    except RunsFailedError as error:
+        log.info(str(error))
 
 
 def make(execution: Execution, log: logging.Logger) -> list[dict]:

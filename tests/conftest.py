@@ -18,6 +18,14 @@ if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(n_threads)
 
 
+# files with tests that take minutes: begun first, none of them is left to one worker while the other has nothing to do
+LONG = ("test_notebooks.py", "test_lab.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
     """On any machine a test's runs are computed in its own process, where it can watch and change what they call."""

@@ -9,9 +9,10 @@ import threading
 import time
 from pathlib import Path
 
+import dask
 import pytest
 from cluster_runs import Epochs, Fatal, FullDisk, Pause, PickyDataset, noted
-from distributed import Client, LocalCluster
+from distributed import Client
 from toy_runs import Sum, computed, toy_store, value_of
 
 from fetal_utils.cluster import compute_on_cluster
@@ -26,9 +27,9 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def scheduler():
-    options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50, "memory_limit": 0}
-    with LocalCluster(n_workers=2, scheduler_kwargs={"allowed_failures": 1}, **options) as cluster:
-        yield cluster.scheduler_address
+    """A scheduler with two workers, which are started again when a run has killed them, however long that takes."""
+    with dask.config.set({"distributed.scheduler.allowed-failures": 1}), open_processes(Workforce(2, 1)) as address:
+        yield address
 
 
 def start(command, **environment):
@@ -117,6 +118,8 @@ def test_a_run_that_kills_every_worker_fails_with_the_reason_and_takes_no_other_
     assert re.search(r"fatal \w+: its worker died 2 times, last tcp://.*memory", str(raised.value))
     assert noted(tmp_path) == ["fatal 0"] * 2
     assert sorted(computed(store)) == list(range(1, 9))
+    with Client(scheduler, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=120)  # both came back
 
 
 def test_a_full_disk_stops_all_runs_with_its_own_error(scheduler, tmp_path):

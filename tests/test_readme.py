@@ -153,9 +153,10 @@ def test_torchrun_is_asked_for_the_module_that_another_test_runs_by_it(command):
     'make study PRESET=paper DATA_DIR=/shared/planes RESULTS_DIR=/shared/results ARGS="--scheduler tcp://10.0.0.1:8786"',
 )
 def test_a_study_starts_as_written(command, tiny_phantom, tmp_path, monkeypatch):
-    executed = []
+    executed, asked = [], []
     monkeypatch.setattr(study, "execute", lambda execution, source, *, listener: executed.append(execution) or "")
     monkeypatch.setattr(study, "make_report", lambda execution: None)
+    monkeypatch.setattr(RunStore, "get", lambda store, wanted, *, scheduler: asked.append(scheduler))
     written = recipe(command) if command.startswith("make") else command
     written = re.sub("path/to/folder|/shared/planes", str(tiny_phantom), written)
     # else `make study` would write into the repository's own results
@@ -166,7 +167,7 @@ def test_a_study_starts_as_written(command, tiny_phantom, tmp_path, monkeypatch)
         {data_dir} if data_dir else set()
     )
     schedulers = {execution.parameters.get("scheduler") for execution in executed} - {None}
-    assert schedulers == ({"tcp://10.0.0.1:8786"} if "tcp://" in command else set())
+    assert schedulers == {*asked} == ({"tcp://10.0.0.1:8786"} if "tcp://" in command else set())
     seeds = [execution.parameters.get("seeds") for execution in executed if execution.notebook.startswith("04")]
     assert all(value == [0] for value in seeds) is ("-p seeds" in command)
 

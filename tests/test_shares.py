@@ -8,8 +8,7 @@ from torch import nn
 
 from fetal_utils.contrast import contrast_step
 from fetal_utils.ranks import ALONE, Ranks, meet
-from fetal_utils.shared_norm import share_statistics
-from fetal_utils.shares import share_batch
+from fetal_utils.shares import SharedSimCLR, share_batch
 
 N_IMAGES = 7  # fourteen views, which three processes can't share evenly
 CASES = {
@@ -89,13 +88,13 @@ def step(case, ranks):
     model = tiny(normalisation).to(dtype)
     view_a, view_b = two_views(N_IMAGES, dtype=dtype)
     mask = torch.rand(N_IMAGES, N_IMAGES, generator=torch.Generator().manual_seed(4)) < 0.3
-    share = None
+    share, network = None, model
     if ranks.world_size > 1:
         share = share_batch(N_IMAGES, ranks=ranks, chunk_size=chunk_size)
-        share_statistics(model, torch.device("cpu"))
+        network = SharedSimCLR(model, ranks)
         view_a, view_b = (view[kept] for view, kept in zip((view_a, view_b), share.images, strict=True))
     measured = contrast_step(
-        model,
+        network,
         *still(model),
         view_a,
         view_b,

@@ -16,8 +16,10 @@ import yaml
 from data_folders import plane_lines, write_folder, write_table
 from jupyter_client.kernelspec import KernelSpecManager
 from study_notebooks import outputs_of, start_command, write_notebook
+from toy_runs import Sum, toy_store
 
 from fetal_utils import plans, study
+from fetal_utils.runs import RunsFailedError, RunStore
 from fetal_utils.study import main
 from fetal_utils.tables import METRICS_COLUMNS
 
@@ -264,6 +266,45 @@ def test_tables_of_earlier_calls_are_merged_before_the_report_alone(small, monke
     rows = "planes,scratch,fine_tune,1.0,9,3,0,0,macro,f1,0.5,0.4,0.6"
     (small.results_dir / "tables" / "metrics.01.csv").write_text(f"{','.join(METRICS_COLUMNS)}\n{rows}\n")
     assert small.run("--only", "06") == 0
+
+
+def test_runs_of_all_notebooks_go_to_a_cluster_at_once_and_those_that_fail_are_left_to_their_notebooks(
+    small, monkeypatch
+):
+    wanted = {"01_a": [Sum(term=1)], "02_b": [Sum(term=2, broken=True), Sum(term=3)], "03_c": None}
+    asked = []
+
+    def get(store, runs, *, scheduler):
+        asked.append((runs, scheduler))
+        raise RunsFailedError("1 of 3 runs failed")
+
+    def asked_runs(execution):
+        return (toy_store(small.results_dir), wanted[execution.name]) if wanted[execution.name] else None
+
+    monkeypatch.setattr(RunStore, "get", get)
+    monkeypatch.setattr(study, "asked_runs", asked_runs)
+    executed = fake_execute(monkeypatch)
+    for name in wanted:
+        write_notebook(small.notebooks / f"{name}.ipynb", "1", parameters='x: int = 1\nscheduler: str = ""')
+    assert small.run() == 0
+    assert asked == []
+    assert small.run("--scheduler", "tcp://here:1") == 0
+    assert asked == [([Sum(term=1), Sum(term=2, broken=True), Sum(term=3)], "tcp://here:1")]
+    assert executed == [*wanted] * 2
+    assert "1 of 3 runs failed" in small.log()
+
+
+def test_a_cluster_that_is_not_there_is_a_failure_of_the_study(small, monkeypatch, capsys):
+    def get(store, runs, *, scheduler):
+        raise ConnectionError(f"{scheduler} does not answer")
+
+    monkeypatch.setattr(RunStore, "get", get)
+    monkeypatch.setattr(study, "asked_runs", lambda execution: (toy_store(small.results_dir), [Sum(term=1)]))
+    executed = fake_execute(monkeypatch)
+    write_notebook(small.notebooks / "01_a.ipynb", "1", parameters='x: int = 1\nscheduler: str = ""')
+    assert small.run("--scheduler", "tcp://here:1", "--no-keep-going") == 1
+    assert "tcp://here:1 does not answer" in capsys.readouterr().err
+    assert executed == []
 
 
 def test_a_page_that_cant_be_made_is_a_failure_of_the_study(small, monkeypatch, capsys):
