@@ -45,6 +45,8 @@ def render(figure: Figure, ending: str, *, dpi: int = DPI) -> bytes:
 def save_figure(figure: Figure, folder: str | Path, name: str, *, dpi: int = DPI) -> None:
     """Write a figure as ``<folder>/<name>.png`` and ``.svg``, both drawn before either is written.
 
+    The figure's layout is that of the PNG from then on.
+
     Parameters
     ----------
     figure : Figure
@@ -57,7 +59,10 @@ def save_figure(figure: Figure, folder: str | Path, name: str, *, dpi: int = DPI
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {folder / f"{name}.{ending}": render(figure, ending, dpi=dpi) for ending in FORMATS}
+    drawn = {}
+    for ending in FORMATS:
+        drawn[folder / f"{name}.{ending}"] = render(figure, ending, dpi=dpi)
+        figure.set_layout_engine("none")  # all stays where it is; arranging it anew takes as long as drawing it
     for path, content in drawn.items():
         replace_file(path, _writer(content))
 

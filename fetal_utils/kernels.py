@@ -27,6 +27,11 @@ class ThisPython(KernelSpecManager):
 class UnwatchedKernelManager(AsyncKernelManager):
     """Starts that kernel, and does not let it take the application around the study for one that shows its bars."""
 
+    @default("shutdown_wait_time")
+    def _shutdown_wait_time_default(self) -> float:
+        """Seconds, of which a kernel has half to end by itself: its notebook has ended, and the request is often lost."""
+        return 1.0
+
     @default("kernel_spec_manager")
     def _kernel_spec_manager_default(self) -> KernelSpecManager:
         return ThisPython(parent=self)
