@@ -29,7 +29,7 @@ class UnwatchedKernelManager(AsyncKernelManager):
 
     @default("shutdown_wait_time")
     def _shutdown_wait_time_default(self) -> float:
-        """Seconds, of which a kernel has half to end by itself: its notebook has ended, and the request is often lost."""
+        """Seconds, half of them for a kernel to end by itself: its notebook has ended, and the request may be lost."""
         return 1.0
 
     @default("kernel_spec_manager")

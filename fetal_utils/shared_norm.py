@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 
@@ -37,19 +37,28 @@ def share_statistics(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
-class SharedBatchNorm(SyncBatchNormAct):
-    """timm's synchronised batch normalisation, with the activation that may follow it, on a CPU."""
+class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """What a synchronised batch normalisation does on a GPU, with timm's activation where one follows, on a CPU.
+
+    No `torch.nn.SyncBatchNorm` itself, which DistributedDataParallel refuses there.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
+        x = self.normalise_together(x) if self.training else super().forward(x)
+        return self.act(self.drop(x)) if hasattr(self, "act") else x
+
+    def normalise_together(self, x: Tensor) -> Tensor:
+        """Normalise by the batch of all processes, and note its statistics."""
         x, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self.num_batches_tracked.add_(1)
             momentum = self.momentum or 1 / self.num_batches_tracked.item()  # None: a mean of all batches
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance, momentum)
-        return self.act(self.drop(x)) if hasattr(self, "act") else x
+        return x
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any number of dimensions will do."""
 
 
 class _Normalise(torch.autograd.Function):

@@ -98,10 +98,10 @@ class SharedSimCLR(nn.Module):
 
     def __init__(self, model: SimCLR, ranks: Ranks) -> None:
         super().__init__()
-        share_statistics(model, next(model.parameters()).device)  # so all have the same, and none is sent about
+        share_statistics(model, next(model.parameters()).device)
         with ranks.listening():
             self.encoder, self.projection_head = (
-                DistributedDataParallel(part, broadcast_buffers=False, gradient_as_bucket_view=True)
+                DistributedDataParallel(part, gradient_as_bucket_view=True)
                 for part in (model.encoder, model.projection_head)
             )
 
