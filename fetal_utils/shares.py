@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,8 @@ class SharedSimCLR(nn.Module):
 
     def __init__(self, model: SimCLR, ranks: Ranks) -> None:
         super().__init__()
+        # said of the one channel of depthwise weights, whose stride nothing reads
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         share_statistics(model, next(model.parameters()).device)
         with ranks.listening():
             self.encoder, self.projection_head = (
