@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -109,9 +109,9 @@ def choose_workforce(missing: Sequence[Settings], dataset: Dataset, *, machine: 
 
     Notes
     -----
-    On two cores, two processes of one thread were 1.1 to 1.2 times as fast as one of two threads for fine-tunings of
-    EfficientNet-Lite0, and took 2.5 to 6 GiB each instead of once: too little to be worth it. That more cores than four
-    are of little use to one such run is an assumption; `notebooks/90_performance` times both ways on any machine.
+    On two cores, 46 runs of the demo took two processes of one thread 203 s, and one of two threads 194 s, each process
+    with 2 to 6 GiB. That more cores than four are of little use to one such run is an assumption;
+    `notebooks/90_performance` times both ways on any machine.
     """
     n_most = (
         n_asked or len(machine.gpus) or min(machine.n_cores // THREADS_PER_PROCESS, machine.free_gib // PROCESS_GIB)
@@ -178,14 +178,31 @@ def open_processes(workforce: Workforce) -> Iterator[str]:
         for i, environment in enumerate(workforce.environments())
     }
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), workforce.n_threads)
-    # known before the process starts, as torch may be imported before a worker's own environment is set
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(workforce.n_threads))
     behaviour = {
         "distributed.nanny.pre-spawn-environ": threads,
         "distributed.deploy.lost-worker-timeout": "600s",  # after 15 s a process that starts again would be given up
     }
     with (
+        own_environment(threads),
         dask.config.set(behaviour),
         SpecCluster(workers=workers, scheduler=scheduler, **quiet) as cluster,
     ):
         yield cluster.scheduler_address
+
+
+@contextmanager
+def own_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables of this process's environment, as long as the block lasts.
+
+    What a process inherits goes before what Dask is told of it, and Dask leaves what it is told behind: the processes
+    of a second workforce would have the threads of the first.
+    """
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)

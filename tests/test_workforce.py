@@ -133,8 +133,9 @@ def test_what_a_notebook_says_about_where_to_compute():
             asked_processes(text)
 
 
-def test_each_process_has_its_own_environment_and_the_threads_of_the_workforce(tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+def test_each_process_has_its_own_environment_and_the_threads_of_the_workforce_and_none_is_left_behind(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # of this process, or of an earlier workforce
+    before = dict(os.environ)
     from distributed import Client
 
     with (
@@ -144,6 +145,7 @@ def test_each_process_has_its_own_environment_and_the_threads_of_the_workforce(t
         seen = client.run(lambda: (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"], os.getpid()))
     gpus, threads, processes = zip(*seen.values(), strict=True)
     assert (sorted(gpus), set(threads)) == (["5", "7"], {"3"})
+    assert dict(os.environ) == before
     assert len({*processes, os.getpid()}) == 3
 
 
