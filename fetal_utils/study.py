@@ -63,29 +63,27 @@ def run_study(executions: list[Execution], log: logging.Logger, *, keep_going: b
 
 
 def compute_ahead(executions: list[Execution], log: logging.Logger) -> list[dict]:
-    """The runs of all notebooks that go to a cluster, asked for at once; rows for `run_study`.
+    """The runs of all notebooks that have a scheduler, asked for at once; rows for `run_study`.
 
     One notebook after another, workers would stand idle while the last runs of each are finished.
     """
+    elsewhere = [execution for execution in executions if execution.parameters.get("scheduler")]
+    return [attempt("runs of all notebooks", partial(compute_runs, elsewhere, log), log)] if elsewhere else []
+
+
+def compute_runs(executions: list[Execution], log: logging.Logger) -> None:
+    """Compute what notebooks ask for; that runs failed is only logged: the notebooks that need them try once more."""
     asked: dict[tuple, tuple[RunStore, list[Settings]]] = {}
     for execution in executions:
-        scheduler = execution.parameters.get("scheduler", "")
-        if scheduler and (found := asked_runs(execution)):
+        if found := asked_runs(execution):
             store, wanted = found
-            key = (scheduler, store.results_dir, store.dataset.key, store.requested_device)
+            key = (execution.parameters["scheduler"], store.results_dir, store.dataset.key, store.requested_device)
             asked.setdefault(key, (store, []))[1].extend(wanted)
-    return [
-        attempt(f"runs on {scheduler}", partial(compute_on, scheduler, store, wanted, log), log)
-        for (scheduler, *_), (store, wanted) in asked.items()
-    ]
-
-
-def compute_on(scheduler: str, store: RunStore, wanted: list[Settings], log: logging.Logger) -> None:
-    """Compute runs there; that some failed is only logged, since the notebooks that need them try once more."""
-    try:
-        store.get(wanted, scheduler=scheduler)
-    except RunsFailedError as error:
-        log.info(str(error))
+    for (scheduler, *_), (store, wanted) in asked.items():
+        try:
+            store.get(wanted, scheduler=scheduler)
+        except RunsFailedError as error:
+            log.info(str(error))
 
 
 def make(execution: Execution, log: logging.Logger) -> list[dict]:
