@@ -84,7 +84,7 @@ class Run:
     @cached_property
     def log(self) -> pd.DataFrame:
         """One row per epoch."""
-        return pd.read_csv(self.folder / "log.csv", float_precision="round_trip")  # the numbers that were written
+        return pd.read_csv(self.folder / "log.csv")
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
