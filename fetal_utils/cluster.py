@@ -1,0 +1,215 @@
+"""A graph of named tasks on a Dask cluster: processes of this machine, or the workers of a scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from graphlib import TopologicalSorter
+
+import dask
+import distributed
+import torch
+from dask.system import CPU_COUNT  # knows of affinities and control groups
+from distributed import Client, Future, KilledWorker, LocalCluster
+
+from fetal_utils.environment import StorageError
+
+POLL_S = 2.0  # s between looks for workers that joined or left
+CHECKED: dict[str, str] = {}  # on a worker: what `check` said, for each call of `compute_graph`
+
+
+class UnfitWorkerError(RuntimeError):
+    """A worker does not share the code, the data or the results folder."""
+
+
+def local_processes(scheduler: str) -> int:
+    """N of ``local:N``; 0 for an address or an empty text; ValueError if N is no number of 1 or more."""
+    if not scheduler.startswith("local"):
+        return 0
+    if not (match := re.fullmatch(r"local:([1-9]\d*)", scheduler)):
+        raise ValueError(f"scheduler={scheduler!r}: expected local:N with N processes of this machine, such as local:2")
+    return int(match[1])
+
+
+def compute_graph(
+    dependencies: Mapping[str, Sequence[str]],
+    function: Callable[..., str],
+    arguments: Mapping[str, tuple],
+    *,
+    scheduler: str,
+    check: Callable[[], str],
+    spread_gpus: bool = True,
+    done: Callable[[str], object] = lambda name: None,
+) -> dict[str, str]:
+    """Call ``function(*arguments[name])`` on a worker for each name, after those that it depends on.
+
+    Parameters
+    ----------
+    dependencies : mapping of str to sequence of str
+        Every name with the names that it needs; of those that are ready, the one with the longest chain goes first.
+    function : callable
+        Returns why it failed, or an empty string.
+    arguments : mapping of str to tuple
+    scheduler : str
+        ``local:N``, or the address of a Dask scheduler.
+    check : callable
+        Asked on each worker before its first task: why it can't take part, or an empty string.
+    spread_gpus : bool
+        Whether each process of ``local:N`` sees only one of the GPUs.
+    done : callable
+        Called with each name that ended, well or badly.
+
+    Returns
+    -------
+    dict of str to str
+        Why names failed, in one line each.
+
+    Raises
+    ------
+    ConnectionError
+        If no scheduler answers, or it is lost.
+    UnfitWorkerError
+        If a worker that is there at the start can't take part; one that joins later is sent away.
+    StorageError
+        If a disk is full or read-only, which would stop the other tasks too.
+    """
+    with connect(scheduler, spread_gpus=spread_gpus) as (client, prepare):
+        try:
+            check_workers(client, check)
+            call = uuid.uuid4().hex[:8]  # another call may want the same names, say in another results folder
+            return run_graph(client, dependencies, (call, prepare, check, function), arguments, done)
+        except StorageError:
+            raise
+        except (OSError, distributed.client.FutureCancelledError) as error:
+            reason = f"scheduler={scheduler!r} was lost ({error}); ask for the same again to go on"
+            raise ConnectionError(reason) from None
+
+
+@contextmanager
+def connect(scheduler: str, *, spread_gpus: bool = True) -> Iterator[tuple[Client, tuple]]:
+    """A client, and the arguments of `prepare_process`; processes of this machine end with the block."""
+    if n_processes := local_processes(scheduler):
+        given = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        gpus = (given or [str(i) for i in range(torch.cuda.device_count())]) if spread_gpus else []
+        options = {"threads_per_worker": 1, "memory_limit": None, "security": True, "silence_logs": logging.ERROR}
+        with (
+            # after 15 s, the default, a process that died and starts again would be given up
+            dask.config.set({"distributed.deploy.lost-worker-timeout": "600s"}),
+            LocalCluster(n_workers=n_processes, dashboard_address="127.0.0.1:0", **options) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield client, (max(CPU_COUNT // n_processes, 1), gpus)
+        return
+    try:
+        client = Client(scheduler, timeout="20s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"scheduler={scheduler!r} does not answer ({error}); start one with 'dask scheduler' and give the address "
+            "that it prints, or leave scheduler empty to compute here"
+        ) from None
+    with client:
+        yield client, ()
+
+
+def prepare_process(n_threads: int, gpus: Sequence[str]) -> None:
+    """On a process of this machine: its share of the cores and its GPU, before anything is computed."""
+    torch.set_num_threads(n_threads)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(distributed.get_worker().name) % len(gpus)]
+
+
+def check_workers(client: Client, check: Callable[[], str]) -> None:
+    """Ask every worker, once the first is there, whether it can take part; UnfitWorkerError names those that can't."""
+    if not client.nthreads():
+        start = f"dask worker {client.scheduler.address} --nthreads 1"
+        print(f"no worker has joined yet, waiting; start some with '{start}'", flush=True)
+        client.wait_for_workers(1)
+    answers = client.run(asyncio.to_thread, check, on_error="return")  # in a thread: the worker's heartbeat goes on
+    failed = "can't run this package's code ({}); install the same commit there"
+    reasons = {worker: failed.format(a) if isinstance(a, BaseException) else a for worker, a in answers.items()}
+    if unfit := [f"worker {worker} {reason}" for worker, reason in reasons.items() if reason]:
+        raise UnfitWorkerError(f"{len(unfit)} of {len(answers)} workers can't compute: " + "; ".join(unfit))
+
+
+def work(call: str, prepare: tuple, check: Callable[[], str], function: Callable[..., str], arguments: tuple) -> str:
+    """On a worker: the function's answer; a worker that joined late and can't take part leaves."""
+    if prepare:
+        prepare_process(*prepare)
+    if call not in CHECKED:
+        CHECKED[call] = check()
+    if CHECKED[call]:
+        worker = distributed.get_worker()
+        distributed.print(f"worker {worker.address} {CHECKED[call]}; it is sent away")  # here and where runs are wanted
+        worker.loop.add_callback(worker.close_gracefully)
+        raise distributed.Reschedule
+    return function(*arguments)
+
+
+def run_graph(
+    client: Client,
+    dependencies: Mapping[str, Sequence[str]],
+    common: tuple,
+    arguments: Mapping[str, tuple],
+    done: Callable[[str], object],
+) -> dict[str, str]:
+    """Submit names as they become ready, never more than the workers have threads; why names failed.
+
+    Dask could hold the whole graph, but it hands a worker several tasks at once and blames all of them when that worker
+    dies: a task that kills its workers would take others with it.
+    """
+    chain = dict.fromkeys(dependencies, 1)  # names in the longest chain that begins here
+    for name in reversed([*TopologicalSorter(dependencies).static_order()]):
+        for needed in dependencies[name]:
+            chain[needed] = max(chain[needed], chain[name] + 1)
+    sorter, ready, in_flight, failures = TopologicalSorter(dependencies), [], {}, {}
+    sorter.prepare()
+
+    def end(name: str, reason: str) -> None:
+        failures.update({name: reason} if reason else {})
+        sorter.done(name)
+        done(name)
+
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=chain.__getitem__)
+        n_slots = sum(client.nthreads().values())
+        while ready and len(in_flight) < n_slots:
+            name = ready.pop()
+            if failed := [needed for needed in dependencies[name] if needed in failures]:
+                end(name, f"needs {failed[0]}, which failed")
+            else:
+                key = f"{name}-{common[0]}"
+                in_flight[client.submit(work, *common, arguments[name], key=key, pure=False)] = name
+        for future in first_ended(in_flight) if in_flight else []:
+            end(in_flight.pop(future), reason_of(future))
+        if not n_slots:
+            time.sleep(POLL_S)  # the runs wait for new workers
+    return failures
+
+
+def first_ended(in_flight: Mapping[Future, str]) -> list[Future]:
+    """Futures that ended; none after `POLL_S`, as workers may have joined."""
+    try:
+        return list(distributed.wait(list(in_flight), timeout=POLL_S, return_when="FIRST_COMPLETED").done)
+    except TimeoutError:
+        return []
+
+
+def reason_of(future: Future) -> str:
+    """Why a task failed, in one line; empty if it did not."""
+    if future.status == "finished":
+        return future.result()
+    if future.status != "error":
+        raise ConnectionError(f"{future.key} is {future.status}")
+    error = future.exception()
+    if isinstance(error, StorageError):
+        raise error
+    if isinstance(error, KilledWorker):
+        times, last = error.allowed_failures + 1, error.last_worker.address
+        return f"its worker died {times} times, last {last}; a lack of memory, or a crash: see the worker's log"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
