@@ -1,0 +1,110 @@
+"""Training epoch by epoch: logged, checkpointed, and continued where it was interrupted."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from pickle import UnpicklingError
+from typing import Protocol
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from fetal_utils.environment import progress_bar, replace_file, write_table
+from fetal_utils.runs import CHECKPOINT, Work
+
+
+class Stateful(Protocol):
+    """Whatever a checkpoint must hold: a module, an optimizer, a schedule, a generator."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> object: ...
+
+
+class GeneratorState:
+    """A random generator as a part of a checkpoint."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def state_dict(self) -> dict:
+        return {"state": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator.set_state(state["state"])
+
+
+def run_epochs(
+    work: Work,
+    train_epoch: Callable[[int], dict],
+    *,
+    n_epochs: int,
+    parts: Mapping[str, Stateful],
+    desc: str,
+) -> pd.DataFrame:
+    """Call ``train_epoch`` for each epoch, with a log row and a checkpoint after each.
+
+    A checkpoint in ``work.folder`` is taken up: the epochs it holds are not trained again, and as it restores every
+    part, random generators included, the rest comes out as it would have.
+
+    Parameters
+    ----------
+    work : Work
+        Its folder gets ``log.csv`` and ``checkpoint.pt``, each written whole or not at all.
+    train_epoch : callable
+        Takes the epoch's number from 0 and returns its log row.
+    n_epochs : int
+    parts : mapping of str to Stateful
+        All that changes while training.
+    desc : str
+        Label of the progress bar.
+
+    Returns
+    -------
+    DataFrame
+        The log: ``epoch`` from 1, ``seconds`` since the start, and the columns of the rows.
+    """
+    rows = load_checkpoint(work, parts)
+    show = work.store.progress
+    with progress_bar(total=n_epochs, initial=len(rows), desc=desc, unit="epoch", show=show, leave=False) as bar:
+        for epoch in range(len(rows), n_epochs):
+            row = train_epoch(epoch)
+            rows.append({"epoch": epoch + 1, "seconds": round(work.elapsed_s, 3), **row})
+            save_checkpoint(work, parts, rows)
+            work.watch(pd.DataFrame(rows))
+            bar.set_postfix({name: f"{value:.3f}" for name, value in row.items() if "loss" in name}, refresh=False)
+            bar.update()
+    log = pd.DataFrame(rows)
+    write_table(log, work.folder / "log.csv")
+    return log
+
+
+def load_checkpoint(work: Work, parts: Mapping[str, Stateful]) -> list[dict]:
+    """Restore the parts from the run's checkpoint; the log rows so far, none without one or with a broken one."""
+    path = work.folder / CHECKPOINT
+    if not path.exists():
+        return []
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, UnpicklingError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch's word for a file that ends too early
+            raise
+        tqdm.write(f"{path} is broken ({type(error).__name__}); beginning again")
+        return []
+    for name, part in parts.items():
+        part.load_state_dict(state["parts"][name])
+    work.earlier_s = state["elapsed_s"]
+    return state["rows"]
+
+
+def save_checkpoint(work: Work, parts: Mapping[str, Stateful], rows: list[dict]) -> None:
+    """Write the parts and the log so far, each whole or not at all."""
+    state = {
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "rows": rows,
+        "elapsed_s": work.elapsed_s,
+    }
+    replace_file(work.folder / CHECKPOINT, lambda path: torch.save(state, path))
+    write_table(pd.DataFrame(rows), work.folder / "log.csv")
