@@ -1,0 +1,207 @@
+"""Augmented views of grayscale images: kornia's operations, in named presets with a reason for each strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import kornia.augmentation as K
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Row(NamedTuple):
+    """One operation of a preset; what its strength means stands in `OPERATIONS`."""
+
+    operation: str
+    strength: float
+    probability: float  # of an image to be changed by it; 1 for "zoom", "rotate", "shift", which are one resampling
+    reason: str
+
+
+OPERATIONS = {  # meaning of the strength, and the largest one allowed
+    "crop": ("largest share of the area cut away, anywhere; width to height from 3/4 to 4/3", 0.99),
+    "zoom": ("largest share of the area cut away by zooming in on the middle", 0.95),
+    "rotate": ("largest angle, degrees", 180.0),
+    "shift": ("largest shift in each direction, share of the side", 0.5),
+    "flip": ("1: left and right are exchanged", 1.0),
+    "speckle": ("largest standard deviation of the multiplicative noise", 1.0),
+    "blur": ("largest Gaussian sigma, share of the side", 0.05),
+    "gain": ("largest relative change of brightness", 1.0),
+    "time_gain": ("largest relative change of brightness at a depth", 1.0),
+    "contrast": ("largest relative change of the distance to the mean", 1.0),
+    "gamma": ("gamma from 1 / (1 + strength) to 1 + strength", 2.0),
+    "erase": ("largest share of the area made black", 0.5),
+}
+RESAMPLED = ("zoom", "rotate", "shift")
+
+PRESETS: dict[str, tuple[Row, ...]] = {
+    "ultrasound": (
+        Row("zoom", 0.4, 1.0, "60 % of the area still holds the cavum or cerebellum that names a brain plane"),
+        Row("rotate", 15.0, 1.0, "the probe and the fetus lie at any small angle; the sector still points down"),
+        Row("shift", 0.1, 1.0, "the operator centres the plane by hand"),
+        Row("flip", 1.0, 0.5, "the fetus lies to either side; never upside down, since depth runs downwards"),
+        Row("speckle", 0.15, 0.5, "speckle differs between two frames of one plane and says nothing about it"),
+        Row("blur", 0.006, 0.3, "focus and probe frequency; fine lines such as the falx must stay visible"),
+        Row("gain", 0.3, 0.8, "a knob of the scanner"),
+        Row("time_gain", 0.3, 0.5, "eight knobs of the scanner, one for each depth"),
+        Row("contrast", 0.3, 0.8, "the dynamic range chosen on the scanner"),
+        Row("gamma", 0.3, 0.5, "the gray map chosen on the scanner"),
+        Row("erase", 0.05, 0.2, "a shadow or a caliper hides a part; small and rare, as it can hide the cavum too"),
+    ),
+    "simclr": (
+        Row("crop", 0.92, 1.0, "area from 8 to 100 %, the paper's; may cut out all that names a plane"),
+        Row("flip", 1.0, 0.5, "the paper's"),
+        Row("blur", 2 / 224, 0.5, "sigma up to 2 px at 224 px, the paper's"),
+        Row("gain", 0.8, 0.8, "brightness at the paper's strength 1; hue and saturation have no gray counterpart"),
+        Row("contrast", 0.8, 0.8, "contrast at the paper's strength 1"),
+    ),
+    "weak": (
+        Row("zoom", 0.15, 1.0, "supervised training needs the plane's own structures in every image"),
+        Row("rotate", 10.0, 1.0, "small angle of the probe"),
+        Row("shift", 0.05, 1.0, "the operator centres the plane by hand"),
+        Row("flip", 1.0, 0.5, "the fetus lies to either side"),
+        Row("gain", 0.1, 1.0, "a knob of the scanner"),
+        Row("contrast", 0.1, 1.0, "the dynamic range chosen on the scanner"),
+    ),
+    "none": (),
+}
+
+
+def check_preset(preset: str | Sequence[Row]) -> tuple[Row, ...]:
+    """The rows of a preset, given by its name in `PRESETS` or as rows of one's own; ValueError if they make no sense."""
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise ValueError(f"augmentation={preset!r} is unknown; known are {', '.join(PRESETS)}")
+    rows = PRESETS[preset] if isinstance(preset, str) else tuple(Row(*row) for row in preset)
+    for name, strength, probability, _ in rows:
+        if name not in OPERATIONS or [row.operation for row in rows].count(name) > 1:
+            raise ValueError(f"operation {name!r}: expected each at most once, of {', '.join(OPERATIONS)}")
+        meaning, largest = OPERATIONS[name]
+        if not (0 <= strength <= largest and 0 <= probability <= 1) or (name in RESAMPLED and probability != 1):
+            raise ValueError(
+                f"{name!r} has strength {strength} ({meaning}) and probability {probability}; give a strength from 0 to "
+                f"{largest} and a probability from 0 to 1 (1 for {', '.join(RESAMPLED)})"
+            )
+    return rows
+
+
+class EvalTransform(nn.Module):
+    """Images as they are, uint8 (n, side, side), resized and normalised: float32 (n, 1, image_size, image_size)."""
+
+    def __init__(self, image_size: int, mean: float, std: float) -> None:
+        super().__init__()
+        if image_size < 8 or not std > 0:
+            raise ValueError(f"image_size={image_size} px, std={std}: expected at least 8 px and std above 0")
+        self.image_size, self.mean, self.std = image_size, mean, std
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.normalise(self.resize(images))
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Gray levels in [0, 1] at ``image_size``, without aliasing."""
+        if images.dtype != torch.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
+            raise ValueError(f"images: {images.dtype} {tuple(images.shape)}; expected uint8 (n_images, side, side)")
+        x, size = images[:, None].float() / 255, (self.image_size, self.image_size)
+        return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return (x.clamp(0, 1) - self.mean) / self.std
+
+
+class Augment(nn.Module):
+    """Random views of grayscale images, made in a batch on the device that holds them, normalised for an encoder.
+
+    Parameters
+    ----------
+    preset : str or sequence of Row
+        See `check_preset`.
+    image_size : int
+        Side of the square views, px.
+    mean, std : float
+        Normalisation of gray values in [0, 1], from `models.normalisation`.
+    """
+
+    def __init__(self, preset: str | Sequence[Row], *, image_size: int, mean: float, std: float) -> None:
+        super().__init__()
+        self.as_is = EvalTransform(image_size, mean, std)
+        operations = build_operations(check_preset(preset), image_size)
+        self.operations = K.ImageSequential(*operations) if operations else nn.Identity()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """One view of each image: uint8 (n_images, side, side) to float32 (n_images, 1, image_size, image_size).
+
+        ``generator``, on the CPU, alone decides the views; the global one is left as it was.
+        """
+        x = self.as_is.resize(images)
+        with torch.random.fork_rng(devices=[]):  # kornia draws from the global CPU generator
+            torch.default_generator.manual_seed(torch.randint(2**62, (), generator=generator).item())
+            return self.as_is.normalise(self.operations(x))
+
+
+def two_views(images: Tensor, augment: Augment, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two independent views of each image, each (n_images, 1, image_size, image_size): a positive pair."""
+    return augment(images, generator), augment(images, generator)
+
+
+def build_operations(rows: Sequence[Row], image_size: int) -> list[nn.Module]:
+    """The kornia operations of a preset, in the order of `OPERATIONS`."""
+    of = {row.operation: (row.strength, row.probability) for row in rows}
+    operations = []
+    for name in OPERATIONS:
+        if name == "zoom" and of.keys() & set(RESAMPLED):
+            zoom, degrees, shift = (of.get(one, (0.0, 1.0))[0] for one in RESAMPLED)
+            scale = (1.0, 1 / math.sqrt(1 - zoom))
+            operations.append(K.RandomAffine(degrees, translate=(shift, shift), scale=scale, p=1.0))
+        elif name in of and name not in RESAMPLED:
+            operations.append(build_operation(name, *of[name], image_size))
+    return operations
+
+
+def build_operation(name: str, s: float, p: float, image_size: int) -> nn.Module:
+    """One operation of strength ``s``, applied to an image with probability ``p``."""
+    side = (image_size, image_size)
+    sigma = max(s * image_size, 0.02)  # px
+    builders = {
+        "crop": lambda: K.RandomResizedCrop(side, scale=(1 - s, 1.0), cropping_mode="resample", p=p),
+        "flip": lambda: K.RandomHorizontalFlip(p=p),
+        "speckle": lambda: Speckle(s, p),
+        "blur": lambda: K.RandomGaussianBlur(2 * math.ceil(3 * sigma) + 1, (0.01, sigma), p=p),
+        "gain": lambda: K.ColorJitter(brightness=s, p=p),
+        "time_gain": lambda: TimeGain(s, p),
+        "contrast": lambda: K.ColorJitter(contrast=s, p=p),
+        "gamma": lambda: K.RandomGamma((1 / (1 + s), 1 + s), p=p),
+        "erase": lambda: K.RandomErasing((s / 10, s), (0.5, 2.0), p=p),
+    }
+    return builders[name]()
+
+
+class Speckle(K.IntensityAugmentationBase2D):
+    """Multiplicative noise with grains of about two pixels, so that black stays black."""
+
+    def __init__(self, strength: float, p: float) -> None:
+        super().__init__(p=p)
+        self.strength = strength
+
+    def apply_transform(self, input: Tensor, params: dict, flags: dict, transform: Tensor | None = None) -> Tensor:
+        seed = torch.randint(2**62, ()).item()  # noise is drawn where the images are
+        generator = torch.Generator(input.device).manual_seed(seed)
+        deviation = self.strength * torch.rand(len(input), 1, 1, 1).to(input.device)
+        coarse = [math.ceil(side / 2) for side in input.shape[2:]]
+        noise = torch.randn(len(input), 1, *coarse, generator=generator, device=input.device) * deviation
+        # doubling the side keeps 0.75^2 + 0.25^2 of the deviation
+        return torch.addcmul(input, input, F.interpolate(noise, input.shape[2:], mode="bilinear"), value=1 / 0.625)
+
+
+class TimeGain(K.IntensityAugmentationBase2D):
+    """Brightness that changes with depth, linear between five random levels from the probe downwards."""
+
+    def __init__(self, strength: float, p: float) -> None:
+        super().__init__(p=p)
+        self.strength = strength
+
+    def apply_transform(self, input: Tensor, params: dict, flags: dict, transform: Tensor | None = None) -> Tensor:
+        levels = 1 + self.strength * (2 * torch.rand(len(input), 1, 5).to(input.device) - 1)
+        return input * F.interpolate(levels, input.shape[2], mode="linear", align_corners=True)[..., None]
