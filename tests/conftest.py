@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fetal_utils.dataset import Dataset
 from fetal_utils.environment import PROJECT_ROOT
-from fetal_utils.phantom import write_phantom
-from fetal_utils.workforce import Machine
 
 # pytest-xdist's workers, and the kernels that they start, share the machine's cores
 if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -26,12 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
-@pytest.fixture(autouse=True)
-def two_cores(monkeypatch):
-    """On any machine a test's runs are computed in its own process, where it can watch and change what they call."""
-    monkeypatch.setattr("fetal_utils.cluster.this_machine", lambda device: Machine(n_cores=2, free_gib=16.0))
-
-
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real tables and images beside the repository; only ever read."""
@@ -44,11 +35,15 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_phantom(tmp_path_factory) -> Path:
     """A phantom of 24 patients and 174 images, 64 px high."""
+    from fetal_utils.phantom import write_phantom
+
     folder = tmp_path_factory.mktemp("data") / "tiny_phantom"
     return write_phantom(folder, n_patients=24, seed=0, image_height=64, n_workers=1, progress=False)
 
 
 @pytest.fixture(scope="session")
-def tiny_dataset(tiny_phantom, tmp_path_factory) -> Dataset:
-    """The tiny phantom opened for the study: 82 training, 12 validation and 80 test images."""
+def tiny_dataset(tiny_phantom, tmp_path_factory):
+    """The tiny phantom opened for the study."""
+    from fetal_utils.data import Dataset
+
     return Dataset(tiny_phantom, tmp_path_factory.mktemp("cache"))

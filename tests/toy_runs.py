@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fetal_utils.runs import RunStore, Work
-from fetal_utils.settings import Settings
+from fetal_utils.runs import RunStore, Settings, Work
 
 
 @dataclass(frozen=True)
@@ -17,9 +16,9 @@ class ToyDataset:
     key: str = "toy"
     title: str = "toy"
     is_phantom: bool = True
-    val_fraction: float = 0.2
+    development_fraction: float = 0.2
     split_seed: int = 0
-    geometry: str = "pad"
+    geometry: str = "crop"
     blank_text: bool = False
 
 
@@ -28,6 +27,7 @@ class Sum(Settings):
     """Writes ``term`` plus the sum of the run it starts from; a line in ``computed.txt`` tells that it ran."""
 
     kind: ClassVar[str] = "sum"
+    weights: ClassVar[tuple[str, ...]] = ("value.txt",)
     term: int
     start: Sum | None = None
     scale: float = 1.0
@@ -60,11 +60,3 @@ def computed(store: RunStore) -> list[int]:
     """Terms of the runs that were really computed, in order."""
     path = store.results_dir / "computed.txt"
     return [int(line) for line in path.read_text().split()] if path.exists() else []
-
-
-def ask_for_sum(results_dir: Path, term: int, queue) -> None:
-    """What another process does: find a run missing and ask a store of its own for it."""
-    store = toy_store(results_dir)
-    queue.put(store.missing([Sum(term=term)]))
-    store.get([Sum(term=term)])
-    queue.put(value_of(store, Sum(term=term)))
