@@ -1,0 +1,274 @@
+"""Figures that appear more than once, on seaborn: one theme, one colour for a strategy and for a plane everywhere.
+
+Functions draw on the axes they are given, or on new ones, and return them; `save_figure` is for notebooks to call.
+The colours stay apart in gray (lightness differs by 9 of 100 and more) and in simulated colour blindness, which the
+tests hold; strategies differ by marker and line too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fetal_utils.environment import replace_file
+
+# the hue tells what the encoder learned from, the darker of two shades that it started from ImageNet weights
+STRATEGY_PALETTE = {
+    "scratch": "#949494",
+    "imagenet": "#1E1E1E",
+    "imagenet_same_views": "#206F58",
+    "simclr_scratch": "#48B5FB",
+    "simclr_imagenet": "#00288F",
+    "dual_scratch": "#F8BD43",
+    "dual_imagenet": "#951B0B",
+}
+STRATEGY_MARKERS = dict(zip(STRATEGY_PALETTE, ("o", "o", "D", "s", "s", "^", "^"), strict=True))
+# of seaborn's `dashes`: dashed from random weights, solid from ImageNet weights, dotted for the control
+STRATEGY_DASHES = dict(zip(STRATEGY_PALETTE, ((4, 2), "", (1, 1.2), (4, 2), "", (4, 2), ""), strict=True))
+PLANE_PALETTE = {
+    "Fetal abdomen": "#B90011",
+    "Fetal brain": "#2206D2",
+    "Fetal femur": "#E69E2D",
+    "Fetal thorax": "#3F1C2F",
+    "Maternal cervix": "#53DEFF",
+    "Other": "#858585",
+    "Trans-thalamic": "#0C404C",
+    "Trans-cerebellum": "#EFA0D9",
+    "Trans-ventricular": "#B64D07",
+}
+MASK_COLOURS = ("#FFD92F", "#66CCEE", "#EE7733", "#CC79A7", "#00CC99")  # bright, to stand out from gray
+MOST_NAMES = 12  # in a legend
+
+
+def set_theme() -> None:
+    """The look of all figures, whatever the notebook's own theme: dark text on white, in constrained layout."""
+    rc = {"figure.facecolor": "white", "figure.constrained_layout.use": True, "axes.titlelocation": "left"}
+    rc |= {"axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9}
+    sns.set_theme(style="whitegrid", rc=rc | {"legend.title_fontsize": 9, "legend.frameon": False})
+
+
+def short_name(plane: str) -> str:
+    """A plane's name for a tick: "Fetal brain" is "brain", "Trans-thalamic" "thalamic"; other names stay."""
+    return plane.split()[-1].split("-")[-1].lower() if plane in PLANE_PALETTE else plane
+
+
+def plane_colours(classes: Sequence[str]) -> dict[str, str]:
+    """A colour for each class: a plane's own, for any other name one of seaborn's by its place in the sorted names."""
+    others = sorted({str(name) for name in classes} - set(PLANE_PALETTE))
+    palette = PLANE_PALETTE | dict(zip(others, sns.color_palette("husl", len(others)).as_hex(), strict=True))
+    return {name: palette[str(name)] for name in classes}
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str] | None = None,
+    *,
+    n_columns: int = 6,
+    masks: Mapping[str, Sequence[np.ndarray]] | None = None,
+    axes: np.ndarray | None = None,
+) -> np.ndarray:
+    """Gray images in a grid, on one gray scale.
+
+    Parameters
+    ----------
+    images : sequence of ndarray, each of shape (height, width)
+        uint8, or float in 0..1. Sizes may differ.
+    titles : sequence of str, optional
+        One for each image.
+    n_columns : int
+    masks : mapping of str to sequence of ndarray, optional
+        By the name in the legend, one mask per image and of its shape; outlined where it is above 0.5.
+    axes : ndarray of Axes, optional
+        At least one for each image; a new figure if not given.
+
+    Returns
+    -------
+    ndarray of Axes
+        Those without an image are empty.
+
+    Raises
+    ------
+    ValueError
+        If there is no image, or not one title and one mask for each.
+    """
+    titles, masks = [""] * len(images) if titles is None else titles, masks or {}
+    lengths = {"titles": len(titles)} | {f"masks {name!r}": len(stack) for name, stack in masks.items()}
+    if not len(images) or set(lengths.values()) != {len(images)}:
+        raise ValueError(f"{len(images)} images with {lengths}: expected at least one image, and one of each for each")
+    if axes is None:
+        n_rows, n_lines = -(-len(images) // n_columns), max(str(title).count("\n") + 1 for title in titles)
+        size = (1.7 * n_columns, (1.75 + 0.15 * n_lines) * n_rows + 0.35 * bool(masks))
+        _, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
+    for ax in np.ravel(axes):
+        ax.set_axis_off()
+    for index, (ax, image, title) in enumerate(zip(np.ravel(axes), images, titles, strict=False)):
+        ax.imshow(image, cmap="gray", vmin=0, vmax=255 if np.issubdtype(image.dtype, np.integer) else 1)
+        ax.set_title(title, fontsize=8)
+        for stack, colour in zip(masks.values(), MASK_COLOURS, strict=False):
+            if 0 < np.mean(stack[index] > 0.5) < 1:  # an even mask has no outline
+                ax.contour(np.asarray(stack[index], float), levels=[0.5], colors=[colour], linewidths=1.2)
+    if masks:
+        lines = [Line2D([], [], color=colour, label=name) for name, colour in zip(masks, MASK_COLOURS, strict=False)]
+        legend = np.ravel(axes)[0].figure.legend(handles=lines, loc="outside lower center", ncols=4, labelcolor="white")
+        legend.set_frame_on(True)
+        legend.get_frame().set(facecolor="#444444", edgecolor="none", alpha=1)  # bright lines need a dark ground
+    return axes
+
+
+def plot_log(
+    log: pd.DataFrame, measures: Mapping[str, str] | Sequence[str], *, hue: str = "", axes: np.ndarray | None = None
+) -> np.ndarray:
+    """Measures of a training against the epoch, each on its own axes.
+
+    Parameters
+    ----------
+    log : DataFrame
+        Column ``epoch`` and the measures; NaN where one was not measured. Rows of several trainings are told apart
+        by the column ``hue``.
+    measures : mapping of column to label, or sequence of columns
+    hue : str
+        Such as "strategy", whose names have their own colours.
+    axes : ndarray of Axes, optional
+
+    Returns
+    -------
+    ndarray of Axes
+
+    Raises
+    ------
+    ValueError
+        If the log is empty or lacks a column.
+    """
+    labels = dict(measures) if isinstance(measures, Mapping) else {name: name.replace("_", " ") for name in measures}
+    missing = [name for name in ("epoch", *labels, *filter(None, [hue])) if name not in log]
+    if log.empty or missing:
+        raise ValueError(f"a log of {len(log)} rows without {missing}; it has the columns {list(log.columns)}")
+    if axes is None:
+        _, axes = plt.subplots(1, len(labels), figsize=(3.6 * len(labels), 3), squeeze=False)
+    for ax, (name, label) in zip(np.ravel(axes), labels.items(), strict=False):
+        by = {"hue": hue, "palette": STRATEGY_PALETTE if hue == "strategy" else None} if hue else {}
+        measured, first = log.dropna(subset=[name]), ax is np.ravel(axes)[0]
+        marker = {"marker": "o", "markersize": 4} if measured["epoch"].nunique() <= 30 else {}
+        sns.lineplot(measured, x="epoch", y=name, errorbar=None, legend=first and bool(hue), ax=ax, **by, **marker)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        ax.set(xlabel="epoch", ylabel=label)
+    return axes
+
+
+def plot_confusion(counts: np.ndarray, classes: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Confusion matrix: counts written, colour by the share of the true class; a class without images stays blank.
+
+    Parameters
+    ----------
+    counts : array, shape (n_classes, n_classes)
+        Rows are true classes, columns predicted ones.
+    classes : sequence of str
+    ax : Axes, optional
+
+    Raises
+    ------
+    ValueError
+        If the shape is another.
+    """
+    counts = np.asarray(counts)
+    if counts.shape != (len(classes), len(classes)):
+        raise ValueError(f"counts of shape {counts.shape} for {len(classes)} classes")
+    ax, totals = ax or plt.subplots(figsize=(5.4, 4.4))[1], counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    names = [short_name(name) for name in classes]
+    sns.heatmap(
+        share, vmin=0, vmax=1, cmap="Blues", annot=counts, fmt=",.0f", linewidths=0.5, ax=ax,
+        xticklabels=names, yticklabels=[f"{name} ({n:,.0f})" for name, n in zip(names, totals[:, 0], strict=True)],
+        cbar_kws={"label": "share of the true class"},
+    )  # fmt: skip
+    ax.set(xlabel="predicted", ylabel="true (images)")
+    ax.tick_params(axis="x", rotation=35)
+    ax.tick_params(axis="y", rotation=0)
+    ax.grid(False)
+    return ax
+
+
+def plot_cam_grid(
+    images: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    titles: Sequence[str],
+    *,
+    answers: Mapping[str, Sequence[str]] | None = None,
+    axes: np.ndarray | None = None,
+) -> np.ndarray:
+    """Maps over their images: a column for each image, a row for each network, each row on its own scale.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (n_images, side, side)
+    maps : mapping of str to ndarray, shape (n_images, side, side)
+        Zero or more, by the name of the row; the row's highest value is opaque, 0 shows the image as it is.
+    titles : sequence of str, length n_images
+        True planes, say.
+    answers : mapping of str to sequence of str, optional
+        What the network of a row says of each image; red where that is not the title.
+    axes : ndarray of Axes, optional
+
+    Raises
+    ------
+    ValueError
+        If a shape or number differs.
+    """
+    answers = answers or {}
+    shapes = {name: np.shape(stack) for name, stack in maps.items()}
+    if set(shapes.values()) != {images.shape} or {len(titles), *map(len, answers.values())} != {len(images)}:
+        raise ValueError(f"images {images.shape}, maps {shapes}: expected maps, titles and answers for each image")
+    if axes is None:
+        size = (1.45 * len(images) + 0.4, 1.65 * len(maps) + 0.4)
+        _, axes = plt.subplots(len(maps), len(images), figsize=size, squeeze=False)
+    for row, (name, stack) in zip(axes, maps.items(), strict=True):
+        heat = np.clip(stack / max(float(np.max(stack)), 1e-12), 0, 1)
+        for index, ax in enumerate(row):
+            ax.imshow(images[index], cmap="gray", vmin=0, vmax=255)
+            ax.imshow(heat[index], cmap="plasma", vmin=0, vmax=1, alpha=0.6 * np.sqrt(heat[index]))
+            ax.set(xticks=[], yticks=[])
+            answer = answers[name][index] if name in answers else titles[index]
+            title = short_name(titles[index]) if row is axes[0] or name in answers else ""
+            title += f"\nsays {short_name(answer)}" if name in answers else ""
+            ax.set_title(title, fontsize=8, color="black" if answer == titles[index] else "#B90011")
+        row[0].set_ylabel(name.replace("_", "\n"), fontsize=8)
+    return axes
+
+
+def plot_embedding(points: np.ndarray, values: pd.Series, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+    """Points of a map, (n_images, 2), coloured by what they are; no ticks, as distances on such maps have no unit."""
+    ax = ax or plt.subplots(figsize=(5, 4))[1]
+    names = sorted(values.unique())
+    sns.scatterplot(
+        x=points[:, 0], y=points[:, 1], hue=values.to_numpy(), hue_order=names, palette=plane_colours(names), s=14,
+        linewidth=0, alpha=0.8, legend=legend and len(names) <= MOST_NAMES, ax=ax, rasterized=True,
+    )  # fmt: skip
+    ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
+    if ax.get_legend():
+        sns.move_legend(ax, "upper left", bbox_to_anchor=(1, 1), title=str(values.name))
+    return ax
+
+
+def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> None:
+    """Write a figure as ``<path>.png`` and ``<path>.svg``, in a folder that is made: same numbers, same bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {}
+    for ending in ("png", "svg"):  # both are drawn before one is written
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if ending == "svg" else None
+        with mpl.rc_context({"svg.hashsalt": "fetal_utils"}):  # else matplotlib names the parts of an SVG at random
+            figure.savefig(buffer, format=ending, dpi=dpi, metadata=metadata)
+        content[ending] = buffer.getvalue()
+    for ending, drawn in content.items():  # a dot in the name stays, as in 04_differences.planes
+        replace_file(path.with_name(f"{path.name}.{ending}"), lambda beside, drawn=drawn: beside.write_bytes(drawn))
