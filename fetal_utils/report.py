@@ -1,0 +1,212 @@
+"""The page of a study: what the executed notebook 06 shows, as one file that opens without a network."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+import matplotlib.pyplot as plt
+import nbformat
+import nh3
+import pandas as pd
+from IPython.display import display
+from matplotlib.figure import Figure
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from pandas.io.formats.style import Styler
+
+from fetal_utils.environment import replace_file
+
+NOTEBOOK_ONLY = "notebook-only"  # tag of cells that a reader of the page has no use for, such as exercises
+TAGS = nh3.ALLOWED_TAGS | {"section", "figure", "figcaption"}
+ATTRIBUTES = {
+    "*": {"class", "id", "title"},
+    "a": {"href"},
+    "img": {"src", "alt"},
+    "td": {"colspan", "rowspan"},
+    "th": {"colspan", "rowspan", "scope"},
+}
+NO_WORDS = ("", "No description has been provided for this image")  # the latter by nbconvert
+FRAME = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>
+$style
+</style>
+</head>
+<body>
+<nav aria-label="Contents">
+<p>Contents</p>
+<ol>
+$contents
+</ol>
+</nav>
+<main>
+$body
+</main>
+</body>
+</html>
+""")
+
+
+def write_report(executed_notebook: str | Path, html: str | Path) -> Path:
+    """Write the outputs and texts of an executed notebook as one page, whole or not at all.
+
+    Parameters
+    ----------
+    executed_notebook : path
+        Executed to its end. Code, printed lines and cells tagged `NOTEBOOK_ONLY` are left out.
+    html : path
+        The file to make or replace.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such notebook.
+    ValueError
+        If it has not been executed or a cell failed, it has no title or several, or a picture has no alternative text.
+
+    Notes
+    -----
+    Names of data sets, tasks and strategies come from users' files, so the body passes a sanitiser: no script, form,
+    event handler or frame is left, links lead to ``https:`` or a place on the page, and pictures are embedded.
+    """
+    executed_notebook, html = Path(executed_notebook), Path(html)
+    if not executed_notebook.exists():
+        raise FileNotFoundError(f"{executed_notebook} is missing: execute notebook 06_study_report first")
+    notebook = nbformat.read(executed_notebook, as_version=4)
+    check_executed(notebook, executed_notebook.name)
+    page = fill_page(sanitise(render_body(notebook)), name=executed_notebook.name)
+    html.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(html, lambda beside: beside.write_text(page, encoding="utf-8"))
+    return html
+
+
+def show_figure(figure: Figure, words: str) -> None:
+    """Display a figure with an alternative text, which the page needs, and close it."""
+    display(figure, metadata={"image/png": {"alt": words}})
+    plt.close(figure)
+
+
+def show_table(table: pd.DataFrame, caption: str, *, precision: int = 3) -> Styler:
+    """A table with a caption, its text escaped; a cell that begins with a verdict's name has that as its class.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Its index and columns become headings.
+    caption : str
+    precision : int
+        Digits after the point of numbers; a missing one is shown as a dash.
+    """
+    classes = table.map(class_of)
+    styler = table.style.format(precision=precision, escape="html", na_rep="\N{EN DASH}")
+    return styler.format_index(escape="html").set_caption(caption).set_td_classes(classes)
+
+
+def class_of(cell: object) -> str:
+    """The class by which the page's style knows a cell."""
+    if not isinstance(cell, str):
+        return ""
+    return cell.split(" ")[0] if cell.startswith(("advantage", "disadvantage")) else "text"
+
+
+def check_executed(notebook: NotebookNode, name: str) -> None:
+    """Raise a ValueError for a notebook of which a cell failed or none has run."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in cells:
+        for output in cell.outputs:
+            if output.output_type == "error":
+                raise ValueError(
+                    f"{name} failed in cell {cell.id!r} with {output.ename}: {output.evalue}; run it again"
+                )
+    if all(cell.execution_count is None for cell in cells):
+        raise ValueError(f"{name} has not been executed: run `python -m fetal_utils.study --only 06`")
+
+
+def render_body(notebook: NotebookNode) -> str:
+    """Texts and outputs as HTML, without code and printed lines."""
+    kept = nbformat.from_dict(notebook)
+    kept.cells = [cell for cell in kept.cells if NOTEBOOK_ONLY not in cell.metadata.get("tags", [])]
+    for cell in kept.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
+    exporter = HTMLExporter(
+        template_name="basic",  # a fragment: the others load scripts and fonts from elsewhere
+        exclude_input=True,
+        exclude_output_prompt=True,
+        exclude_input_prompt=True,
+        exclude_anchor_links=True,
+    )
+    body, _ = exporter.from_notebook_node(kept)
+    return body
+
+
+def sanitise(body: str) -> str:
+    """HTML without anything that runs or that a browser would fetch."""
+
+    def keep(tag: str, attribute: str, value: str) -> str | None:
+        if attribute == "src":
+            return value if value.startswith("data:image/") else None
+        if attribute == "href":
+            return value if value.startswith(("https:", "#")) else None
+        return value
+
+    return nh3.clean(
+        body,
+        tags=TAGS,
+        attributes=ATTRIBUTES,
+        attribute_filter=keep,
+        clean_content_tags={"script", "style"},
+        url_schemes={"https", "data"},
+    )
+
+
+def fill_page(body: str, *, name: str) -> str:
+    """The page around the body: title, style, list of contents.
+
+    Raises
+    ------
+    ValueError
+        If there is not one title, or a picture has no alternative text.
+    """
+    titles = re.findall(r"<h1[^>]*>(.*?)</h1>", body)
+    if len(titles) != 1:
+        raise ValueError(f"{name} shows the titles {titles}: expected one heading of the first level")
+    wordless = [tag for tag in re.findall(r"<img[^>]*>", body) if words_of(tag) in NO_WORDS or 'src="' not in tag]
+    if wordless:
+        raise ValueError(
+            f"{name}: pictures without alternative text, or not embedded: {len(wordless)}, the first "
+            f"{wordless[0][:60]!r}; show figures by `report.show_figure`, which takes the words"
+        )
+    sections = re.findall(r"<h2[^>]*>(.*?)</h2>", body)
+    for section in sections:
+        body = re.sub(rf"<h2[^>]*>{re.escape(section)}</h2>", f'<h2 id="{anchor(section)}">{section}</h2>', body)
+    return FRAME.substitute(
+        title=re.sub(r"<[^>]+>", "", titles[0]),
+        style=(resources.files("fetal_utils") / "report.css").read_text(encoding="utf-8"),
+        contents="\n".join(f'<li><a href="#{anchor(section)}">{section}</a></li>' for section in sections),
+        body=body,
+    )
+
+
+def words_of(tag: str) -> str:
+    """Alternative text of an ``<img ...>``, empty if it has none."""
+    found = re.search(r'alt="([^"]*)"', tag)
+    return found[1].strip() if found else ""
+
+
+def anchor(heading: str) -> str:
+    """A heading as the name of a place on the page."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"<[^>]+>", "", heading).lower()).strip("-")
