@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 
@@ -79,15 +80,15 @@ def compute_graph(
     StorageError
         If a disk is full or read-only, which would stop the other tasks too.
     """
-    with connect(scheduler, spread_gpus=spread_gpus) as (client, prepare):
+    with connect(scheduler, spread_gpus=spread_gpus) as (client, prepare), client.as_current():
         try:
             check_workers(client, check)
             call = uuid.uuid4().hex[:8]  # another call may want the same names, say in another results folder
             return run_graph(client, dependencies, (call, prepare, check, function), arguments, done)
         except StorageError:
             raise
-        except (OSError, distributed.client.FutureCancelledError) as error:
-            reason = f"scheduler={scheduler!r} was lost ({error}); ask for the same again to go on"
+        except (OSError, CancelledError) as error:
+            reason = f"scheduler={scheduler!r} was lost ({type(error).__name__}); ask for the same again to go on"
             raise ConnectionError(reason) from None
 
 
