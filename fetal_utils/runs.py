@@ -23,21 +23,13 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from fetal_utils import environment
-from fetal_utils.environment import (
-    StorageError,
-    commit,
-    read_json,
-    read_table,
-    replace_file,
-    storage_errors,
-    write_json,
-)
+from fetal_utils.environment import StorageError, commit, read_json, read_table, storage_errors, write_json
 
 # Raised by hand when the code gives other numbers for the same settings: older results are then not reused.
 RESULTS_VERSION = 3
 RECORD, ATTEMPT, TRACEBACK, CHECKPOINT = "record.json", "attempt.json", "traceback.txt", "checkpoint.pt"
 ABOUT_DATA = ("title", "is_phantom", "development_fraction", "split_seed", "geometry", "blank_text")
-ABOUT_RUN = ("task", "strategy", "label_fraction", "draw", "seed")
+ABOUT_RUN = ("task", "strategy", "label_fraction", "draw", "seed", "n_images", "n_patients", "views_seen")
 NUMBERS = {"int": lambda value: int(operator.index(value)), "float": float}
 
 Dataset = Any  # `fetal_utils.data.Dataset`, of which this module needs the key and `ABOUT_DATA`
@@ -95,6 +87,11 @@ def as_json(value: object) -> object:
     return list(map(as_json, value)) if isinstance(value, (tuple, list)) else value
 
 
+def run_key(identity: Mapping) -> str:
+    """Name of a run's folder: a hash of what `RunStore.identity` says, also as a record holds it."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @dataclass
 class Work:
     """What a run's `Settings.compute` is given."""
@@ -103,7 +100,7 @@ class Work:
     dataset: Dataset
     store: RunStore  # for the results of the runs that this one needs
     device: torch.device
-    watch: Callable[[pd.DataFrame], object] = lambda log: None  # called with the log so far after each epoch
+    watch: Callable[[pd.DataFrame], object]  # called with the log so far after each epoch
     facts: dict = field(default_factory=dict)  # what was counted (patients, views, ...); goes into the record
     earlier_s: float = 0.0  # spent by earlier, interrupted attempts, as the checkpoint tells
     started: float = field(default_factory=time.perf_counter)
@@ -163,8 +160,7 @@ class RunStore:
 
     def folder(self, settings: Settings) -> Path:
         """Where a run's results lie or will lie."""
-        text = json.dumps(self.identity(settings), sort_keys=True)
-        return self.results_dir / "runs" / settings.kind / hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self.results_dir / "runs" / settings.kind / run_key(self.identity(settings))
 
     def name(self, settings: Settings) -> str:
         """A run's kind and the name of its folder."""
@@ -188,25 +184,14 @@ class RunStore:
     def missing(self, wanted: Sequence[Settings], *, weights: bool = False) -> list[Settings]:
         """The runs to compute, each once, after those that it needs; what a finished run needed is not missing."""
         found: dict[str, Settings] = {}
-
-        def visit(settings: Settings, weights: bool) -> None:
-            name = self.name(settings)
-            if name not in found and not self.has(settings, weights=weights):
-                for needed in settings.dependencies():
-                    visit(needed, weights=True)
-                found[name] = settings
-
         for settings in wanted:
-            visit(settings, weights)
+            if not self.has(settings, weights=weights) and self.name(settings) not in found:
+                needed = self.missing(settings.dependencies(), weights=True)
+                found |= {self.name(run): run for run in [*needed, settings]}
         return list(found.values())
 
     def get(
-        self,
-        wanted: Sequence[Settings],
-        *,
-        scheduler: str = "",
-        watch: Callable[[Settings, pd.DataFrame], object] | None = None,
-        weights: bool = False,
+        self, wanted: Sequence[Settings], *, scheduler: str = "", watch: Callable | None = None, weights: bool = False
     ) -> list[Run]:
         """The wanted runs in the order asked for, computing those that are missing and all that they need.
 
@@ -223,10 +208,8 @@ class RunStore:
         ------
         ValueError, StorageError
             For settings that can't be computed or a folder that can't be written, before the first run starts.
-        RunsFailedError
-            After all others are finished; the ``<hash>.partial`` of a failed run holds ``traceback.txt``.
-        KeyboardInterrupt, StorageError
-            If interrupted, terminated or the disk is full, with how to go on.
+        RunsFailedError, StorageError, KeyboardInterrupt
+            If runs failed, after all others are finished; if the disk is full; if interrupted or terminated.
         """
         missing = {self.name(settings): settings for settings in self.missing(wanted, weights=weights)}
         for settings in missing.values():
@@ -245,13 +228,13 @@ class RunStore:
         needs = {name: [needed for needed in others if needed in missing] for name, others in names.items()}
         bar = environment.progress_bar(total=len(missing), desc="runs", unit="run", show=self.progress)
         try:
-            with bar, environment.terminate_as_interrupt():
+            with bar:
                 if not scheduler:
                     return self._compute_here(missing, needs, bar, watch)
                 from fetal_utils.cluster import compute_graph  # loads `distributed`, for those who ask for it
 
                 dataset = dataclasses.replace(self.dataset)  # without what this process has read of it
-                about = (self.results_dir.resolve(), dataset, self.requested_device)
+                about = self.results_dir.resolve(), dataset, self.requested_device
                 return compute_graph(
                     needs,
                     compute_run,
@@ -290,10 +273,8 @@ class RunStore:
         return failures
 
     def compute(self, settings: Settings, *, wait: bool = True, watch: Callable | None = None) -> str | None:
-        """Compute one run, whose dependencies are finished, unless it is there, or failed since `get` was called.
-
-        Returns why it failed in one line, or ""; None if another process computes it and this one does not ``wait``.
-        """
+        """Compute one run, whose dependencies are finished, unless it is there or failed for another process; why it
+        failed in one line, or ""; None if another process computes it and this one does not ``wait``."""
         if self.has(settings, weights=True):
             return ""
         unfinished = self.folder(settings).with_suffix(".partial")
@@ -305,9 +286,7 @@ class RunStore:
             except Timeout:
                 if not wait:
                     return None
-                tqdm.write(
-                    f"another process computes {self.name(settings)}, see {unfinished / ATTEMPT}; waiting for it"
-                )
+                tqdm.write(f"waiting for another process that computes {unfinished}, see {ATTEMPT} there")
                 lock.acquire()
         try:
             if self.has(settings, weights=True):  # finished while this process waited
@@ -316,14 +295,12 @@ class RunStore:
         finally:
             Path(lock.lock_file).unlink(missing_ok=True)  # while it is held; filelock lets who waits look again
             lock.release()
-            environment.return_freed_memory()  # the next run's arrays have other sizes
+            environment.keep_freed_memory(trim=True)  # the next run's arrays have other sizes
 
     def _compute_locked(self, settings: Settings, unfinished: Path, watch: Callable | None) -> str:
         """Compute a run or go on with it; why it failed in one line, or ""."""
         about = self.identity(settings) | {"device": str(self.device), "host": socket.gethostname()}
-        work = Work(unfinished, self.dataset, self, self.device)
-        if watch:
-            work.watch = partial(watch, settings)
+        work = Work(unfinished, self.dataset, self, self.device, partial(watch or (lambda *_: None), settings))
         try:
             with storage_errors(unfinished):
                 if not (unfinished / RECORD).exists():  # else a killed process had done all but the renaming
@@ -341,24 +318,18 @@ class RunStore:
             remedy = "; try a smaller batch_size or chunk_size" if isinstance(error, torch.OutOfMemoryError) else ""
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}{remedy}"
             text = f"{traceback.format_exc()}\n{reason}\n"
-            replace_file(unfinished / TRACEBACK, lambda path: path.write_text(text, encoding="utf-8"))
+            environment.replace_file(unfinished / TRACEBACK, lambda path: path.write_text(text, encoding="utf-8"))
             return reason
         return ""
 
-    def status(self) -> pd.DataFrame:
-        """See `run_status`."""
-        return run_status(self.results_dir)
-
 
 def finish_folder(unfinished: Path) -> None:
-    """Give a folder with a record its final name, without what only an unfinished run needs.
-
-    A folder of that name, say of a run without weights, goes aside first. Who is killed in between leaves the record
-    in ``unfinished``, so that the next call goes on here.
+    """Give a folder with a record its final name, without what only an unfinished run needs; an older one, of a run
+    without weights, goes aside first. Who is killed in between leaves the record, so that the next call goes on here.
     """
     folder, aside = unfinished.with_suffix(""), unfinished.with_suffix(".old")
-    needless = [unfinished / name for name in (ATTEMPT, TRACEBACK, CHECKPOINT)]
-    for path in [*needless, *unfinished.glob(".*"), aside]:  # hidden: half-written files, Jupyter's checkpoints
+    hidden = unfinished.glob(".*")  # half-written files, Jupyter's checkpoints
+    for path in [*(unfinished / name for name in (ATTEMPT, TRACEBACK, CHECKPOINT)), *hidden, aside]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if folder.exists():
         folder.replace(aside)
@@ -395,13 +366,13 @@ def run_status(results_dir: str | Path) -> pd.DataFrame:
     """
     folders = [path for path in Path(results_dir, "runs").glob("*/*") if path.suffix in ("", ".partial")]
     table = pd.DataFrame([status_row(path) for path in sorted(folders)], columns=list(status_row(Path("none"))))
-    return table.astype({"draw": "Int64", "seed": "Int64", "epochs": "Int64", "label_fraction": float})
+    return table.astype(dict.fromkeys(["draw", "seed", "n_images", "n_patients", "views_seen", "epochs"], "Int64"))
 
 
 def status_row(folder: Path) -> dict:
     """A run's row of `run_status`."""
-    done, log, known = folder.suffix == "", folder / "log.csv", {}
-    lock, reason = folder.with_suffix(".lock"), last_line(folder / TRACEBACK)
+    done, log, lock, known = folder.suffix == "", folder / "log.csv", folder.with_suffix(".lock"), {}
+    reason = last_line(folder / TRACEBACK)
     try:
         known = read_json(folder / (RECORD if done else ATTEMPT))
     except (OSError, ValueError) as error:
@@ -411,8 +382,8 @@ def status_row(folder: Path) -> dict:
         "kind": folder.parent.name,
         "key": folder.stem,
         "state": "running" if not done and lock.exists() and is_held(lock) else state,
-        **{name: known.get("settings", {}).get(name) for name in ABOUT_RUN},
-        "seconds": known.get("seconds"),
+        **{name: (known.get("settings", {}) | known.get("facts", {})).get(name) for name in ABOUT_RUN},
+        **{name: known.get(name) for name in ("data_key", "results_version", "seconds")},
         "epochs": log.read_text().count("\n") - 1 if log.exists() else None,
         "where": " on ".join(known[name] for name in ("device", "host") if name in known),
         "reason": reason,
