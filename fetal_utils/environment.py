@@ -11,6 +11,7 @@ import random
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -137,6 +138,16 @@ def keep_freed_memory(*, trim: bool = False) -> None:
 
 
 @contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send before they kill, end the block as Ctrl-C does; for a command's main."""
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+@contextmanager
 def storage_errors(path: str | Path, codes: Collection[int] = FULL_OR_READ_ONLY) -> Iterator[None]:
     """Turn the system's errors about the disk at ``path`` into a StorageError that says what to do."""
     try:
@@ -145,7 +156,7 @@ def storage_errors(path: str | Path, codes: Collection[int] = FULL_OR_READ_ONLY)
         if isinstance(error, StorageError) or error.errno not in codes:
             raise
         raise StorageError(
-            f"{path} can't be written: {error.strerror}. Make room, or make it writable, or give another results "
+            f"{error.filename or path} can't be written: {error.strerror}. Make room, or make it writable, or give another results "
             "folder; then run the same again: what was finished is kept"
         ) from error
 
