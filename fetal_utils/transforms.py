@@ -13,30 +13,28 @@ from torch import Tensor, nn
 
 
 class Row(NamedTuple):
-    """One operation of a preset; what its strength means stands in `OPERATIONS`."""
+    """One operation of a preset: its strength, and the probability that an image is changed by it."""
 
     operation: str
     strength: float
-    probability: float  # of an image to be changed by it; 1 for "zoom", "rotate", "shift", which are one resampling
+    probability: float
     reason: str
 
 
-OPERATIONS = {  # meaning of the strength, and the largest one allowed
-    "crop": ("largest share of the area cut away, anywhere; width to height from 3/4 to 4/3", 0.99),
-    "zoom": ("largest share of the area cut away by zooming in on the middle", 0.95),
-    "rotate": ("largest angle, degrees", 180.0),
-    "shift": ("largest shift in each direction, share of the side", 0.5),
-    "flip": ("1: left and right are exchanged", 1.0),
-    "speckle": ("largest standard deviation of the multiplicative noise", 1.0),
-    "blur": ("largest Gaussian sigma, share of the side", 0.05),
-    "gain": ("largest relative change of brightness", 1.0),
-    "time_gain": ("largest relative change of brightness at a depth", 1.0),
-    "contrast": ("largest relative change of the distance to the mean", 1.0),
-    "gamma": ("gamma from 1 / (1 + strength) to 1 + strength", 2.0),
-    "erase": ("largest share of the area made black", 0.5),
+LARGEST = {  # strengths, in the order in which the operations are applied
+    "crop": 0.99,  # share of the area cut away, anywhere; width to height from 3/4 to 4/3
+    "zoom": 0.95,  # share of the area cut away by enlarging the middle
+    "rotate": 180.0,  # degrees; zoom, rotate and shift are one resampling, with the largest of their probabilities
+    "shift": 0.5,  # share of the side
+    "flip": 1.0,  # left and right are exchanged
+    "speckle": 1.0,  # standard deviation of multiplicative noise
+    "blur": 0.05,  # Gaussian sigma, share of the side
+    "gain": 1.0,  # relative change of brightness
+    "time_gain": 1.0,  # relative change of brightness at a depth
+    "contrast": 1.0,  # relative change of the distance to the mean
+    "gamma": 2.0,  # gamma from 1 / (1 + strength) to 1 + strength
+    "erase": 0.5,  # share of the area made black
 }
-RESAMPLED = ("zoom", "rotate", "shift")
-
 PRESETS: dict[str, tuple[Row, ...]] = {
     "ultrasound": (
         Row("zoom", 0.4, 1.0, "60 % of the area still holds the cavum or cerebellum that names a brain plane"),
@@ -71,20 +69,73 @@ PRESETS: dict[str, tuple[Row, ...]] = {
 
 
 def check_preset(preset: str | Sequence[Row]) -> tuple[Row, ...]:
-    """The rows of a preset, given by its name in `PRESETS` or as rows of one's own; ValueError if they make no sense."""
+    """The rows of a preset, a name in `PRESETS` or rows of one's own; ValueError if they make no sense."""
     if isinstance(preset, str) and preset not in PRESETS:
         raise ValueError(f"augmentation={preset!r} is unknown; known are {', '.join(PRESETS)}")
     rows = PRESETS[preset] if isinstance(preset, str) else tuple(Row(*row) for row in preset)
+    names = [row.operation for row in rows]
     for name, strength, probability, _ in rows:
-        if name not in OPERATIONS or [row.operation for row in rows].count(name) > 1:
-            raise ValueError(f"operation {name!r}: expected each at most once, of {', '.join(OPERATIONS)}")
-        meaning, largest = OPERATIONS[name]
-        if not (0 <= strength <= largest and 0 <= probability <= 1) or (name in RESAMPLED and probability != 1):
+        if name not in LARGEST or names.count(name) > 1:
+            raise ValueError(f"operation {name!r}: expected each at most once, of {', '.join(LARGEST)}")
+        if not (0 <= strength <= LARGEST[name] and 0 <= probability <= 1):
             raise ValueError(
-                f"{name!r} has strength {strength} ({meaning}) and probability {probability}; give a strength from 0 to "
-                f"{largest} and a probability from 0 to 1 (1 for {', '.join(RESAMPLED)})"
+                f"{name!r} has strength {strength} and probability {probability}; expected a strength from 0 to "
+                f"{LARGEST[name]} and a probability from 0 to 1"
             )
     return rows
+
+
+def build_operations(rows: Sequence[Row], image_size: int) -> list[nn.Module]:
+    """kornia's operations for the rows of a preset."""
+    s = dict.fromkeys(LARGEST, 0.0) | {row.operation: row.strength for row in rows}
+    p = dict.fromkeys(LARGEST, 0.0) | {row.operation: row.probability for row in rows}
+    sigma = max(s["blur"] * image_size, 0.02)  # px
+    enlarged, moved = (1.0, 1 / math.sqrt(1 - s["zoom"])), (s["shift"], s["shift"])
+    p["affine"] = max(p["zoom"], p["rotate"], p["shift"])
+    cut, side = (1 - s["crop"], 1.0), (image_size, image_size)
+    operations = {
+        "crop": K.RandomResizedCrop(
+            side, scale=cut, cropping_mode="resample"
+        ),  # of every image: p would be the batch's
+        "affine": K.RandomAffine(s["rotate"], translate=moved, scale=enlarged, p=p["affine"]),
+        "flip": K.RandomHorizontalFlip(p=p["flip"]),
+        "speckle": Speckle(s["speckle"], p=p["speckle"]),
+        "blur": K.RandomGaussianBlur(2 * math.ceil(3 * sigma) + 1, (0.01, sigma), p=p["blur"]),
+        "gain": K.ColorJitter(brightness=s["gain"], p=p["gain"]),
+        "time_gain": TimeGain(s["time_gain"], p=p["time_gain"]),
+        "contrast": K.ColorJitter(contrast=s["contrast"], p=p["contrast"]),
+        "gamma": K.RandomGamma((1 / (1 + s["gamma"]), 1 + s["gamma"]), p=p["gamma"]),
+        "erase": K.RandomErasing((s["erase"] / 10, s["erase"]), (0.5, 2.0), p=p["erase"]),
+    }
+    return [operation for name, operation in operations.items() if p[name] > 0]
+
+
+class Speckle(K.IntensityAugmentationBase2D):
+    """Multiplicative noise with grains of about two pixels, so that black stays black."""
+
+    def __init__(self, strength: float, p: float) -> None:
+        super().__init__(p=p)
+        self.strength = strength
+
+    def apply_transform(self, input: Tensor, params: dict, flags: dict, transform: Tensor | None = None) -> Tensor:
+        generator = torch.Generator(input.device).manual_seed(torch.randint(2**62, ()).item())
+        coarse = (len(input), 1, *(math.ceil(side / 2) for side in input.shape[2:]))
+        noise = torch.randn(coarse, generator=generator, device=input.device)  # drawn where the images are
+        # doubling the side keeps 0.75^2 + 0.25^2 of the deviation
+        noise *= self.strength / 0.625 * torch.rand(len(input), 1, 1, 1).to(input.device)
+        return torch.addcmul(input, input, F.interpolate(noise, input.shape[2:], mode="bilinear"))
+
+
+class TimeGain(K.IntensityAugmentationBase2D):
+    """Brightness that changes with depth, linear between five random levels from the probe downwards."""
+
+    def __init__(self, strength: float, p: float) -> None:
+        super().__init__(p=p)
+        self.strength = strength
+
+    def apply_transform(self, input: Tensor, params: dict, flags: dict, transform: Tensor | None = None) -> Tensor:
+        levels = 1 + self.strength * (2 * torch.rand(len(input), 1, 5).to(input.device) - 1)
+        return input * F.interpolate(levels, input.shape[2], mode="linear", align_corners=True)[..., None]
 
 
 class EvalTransform(nn.Module):
@@ -107,20 +158,15 @@ class EvalTransform(nn.Module):
         return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
 
     def normalise(self, x: Tensor) -> Tensor:
+        """Network inputs from gray levels, those beyond black and white cut off."""
         return (x.clamp(0, 1) - self.mean) / self.std
 
 
 class Augment(nn.Module):
-    """Random views of grayscale images, made in a batch on the device that holds them, normalised for an encoder.
+    """Random views of grayscale images, made in a batch where the images are, normalised for an encoder.
 
-    Parameters
-    ----------
-    preset : str or sequence of Row
-        See `check_preset`.
-    image_size : int
-        Side of the square views, px.
-    mean, std : float
-        Normalisation of gray values in [0, 1], from `models.normalisation`.
+    Of a preset, see `check_preset`; ``image_size`` is the side of the views in px, ``mean`` and ``std`` those of
+    `models.normalisation`.
     """
 
     def __init__(self, preset: str | Sequence[Row], *, image_size: int, mean: float, std: float) -> None:
@@ -133,10 +179,10 @@ class Augment(nn.Module):
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """One view of each image: uint8 (n_images, side, side) to float32 (n_images, 1, image_size, image_size).
 
-        ``generator``, on the CPU, alone decides the views; the global one is left as it was.
+        ``generator``, on the CPU, alone decides the views; the global one, from which kornia draws, stays as it was.
         """
         x = self.as_is.resize(images)
-        with torch.random.fork_rng(devices=[]):  # kornia draws from the global CPU generator
+        with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(torch.randint(2**62, (), generator=generator).item())
             return self.as_is.normalise(self.operations(x))
 
@@ -144,64 +190,3 @@ class Augment(nn.Module):
 def two_views(images: Tensor, augment: Augment, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two independent views of each image, each (n_images, 1, image_size, image_size): a positive pair."""
     return augment(images, generator), augment(images, generator)
-
-
-def build_operations(rows: Sequence[Row], image_size: int) -> list[nn.Module]:
-    """The kornia operations of a preset, in the order of `OPERATIONS`."""
-    of = {row.operation: (row.strength, row.probability) for row in rows}
-    operations = []
-    for name in OPERATIONS:
-        if name == "zoom" and of.keys() & set(RESAMPLED):
-            zoom, degrees, shift = (of.get(one, (0.0, 1.0))[0] for one in RESAMPLED)
-            scale = (1.0, 1 / math.sqrt(1 - zoom))
-            operations.append(K.RandomAffine(degrees, translate=(shift, shift), scale=scale, p=1.0))
-        elif name in of and name not in RESAMPLED:
-            operations.append(build_operation(name, *of[name], image_size))
-    return operations
-
-
-def build_operation(name: str, s: float, p: float, image_size: int) -> nn.Module:
-    """One operation of strength ``s``, applied to an image with probability ``p``."""
-    side = (image_size, image_size)
-    sigma = max(s * image_size, 0.02)  # px
-    builders = {
-        "crop": lambda: K.RandomResizedCrop(side, scale=(1 - s, 1.0), cropping_mode="resample", p=p),
-        "flip": lambda: K.RandomHorizontalFlip(p=p),
-        "speckle": lambda: Speckle(s, p),
-        "blur": lambda: K.RandomGaussianBlur(2 * math.ceil(3 * sigma) + 1, (0.01, sigma), p=p),
-        "gain": lambda: K.ColorJitter(brightness=s, p=p),
-        "time_gain": lambda: TimeGain(s, p),
-        "contrast": lambda: K.ColorJitter(contrast=s, p=p),
-        "gamma": lambda: K.RandomGamma((1 / (1 + s), 1 + s), p=p),
-        "erase": lambda: K.RandomErasing((s / 10, s), (0.5, 2.0), p=p),
-    }
-    return builders[name]()
-
-
-class Speckle(K.IntensityAugmentationBase2D):
-    """Multiplicative noise with grains of about two pixels, so that black stays black."""
-
-    def __init__(self, strength: float, p: float) -> None:
-        super().__init__(p=p)
-        self.strength = strength
-
-    def apply_transform(self, input: Tensor, params: dict, flags: dict, transform: Tensor | None = None) -> Tensor:
-        seed = torch.randint(2**62, ()).item()  # noise is drawn where the images are
-        generator = torch.Generator(input.device).manual_seed(seed)
-        deviation = self.strength * torch.rand(len(input), 1, 1, 1).to(input.device)
-        coarse = [math.ceil(side / 2) for side in input.shape[2:]]
-        noise = torch.randn(len(input), 1, *coarse, generator=generator, device=input.device) * deviation
-        # doubling the side keeps 0.75^2 + 0.25^2 of the deviation
-        return torch.addcmul(input, input, F.interpolate(noise, input.shape[2:], mode="bilinear"), value=1 / 0.625)
-
-
-class TimeGain(K.IntensityAugmentationBase2D):
-    """Brightness that changes with depth, linear between five random levels from the probe downwards."""
-
-    def __init__(self, strength: float, p: float) -> None:
-        super().__init__(p=p)
-        self.strength = strength
-
-    def apply_transform(self, input: Tensor, params: dict, flags: dict, transform: Tensor | None = None) -> Tensor:
-        levels = 1 + self.strength * (2 * torch.rand(len(input), 1, 5).to(input.device) - 1)
-        return input * F.interpolate(levels, input.shape[2], mode="linear", align_corners=True)[..., None]

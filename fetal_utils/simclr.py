@@ -1,0 +1,391 @@
+"""SimCLR: an encoder learns, without labels, to recognise two views of one image."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import f1_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from fetal_utils import models
+from fetal_utils.data import Dataset, open_dataset
+from fetal_utils.environment import torch_generator
+from fetal_utils.epochs import GeneratorState, run_epochs
+from fetal_utils.images import ExtraImages, open_extra_images
+from fetal_utils.losses import nt_xent_loss
+from fetal_utils.models import InitialWeights, ProjectionHead, build_optimizer, initial_weights, warmup_cosine
+from fetal_utils.runs import RunsFailedError, RunStore, Settings, Work
+from fetal_utils.transforms import Augment, check_preset, two_views
+
+HEAD_FILE = "projection_head.safetensors"
+WATCH_EVERY = 4  # epochs between looks at the development patients
+UNKNOWN = -1  # patient of an image from a folder without a table
+
+
+class SimCLR(nn.Module):
+    """An encoder and its projection head: images in, projections z out."""
+
+    def __init__(self, encoder: nn.Module, *, projection_dim: int, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projection_head = ProjectionHead(models.n_features(encoder), projection_dim=projection_dim, seed=seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.projection_head(self.encoder(images))  # (n_images, projection_dim)
+
+
+def simclr_step(
+    model: SimCLR,
+    optimizer: Optimizer,
+    view_a: Tensor,
+    view_b: Tensor,
+    *,
+    temperature: float,
+    not_negatives: Tensor | None = None,
+    chunk_size: int = 0,
+) -> Tensor:
+    """One optimizer step on the two views of a batch.
+
+    Parameters
+    ----------
+    model : SimCLR
+    optimizer : Optimizer
+    view_a, view_b : Tensor, shape (n_images, 1, image_size, image_size)
+    temperature, not_negatives
+        See `nt_xent_loss`.
+    chunk_size : int
+        Views that the encoder takes at a time, see `encode_in_chunks`; 0: all at once.
+
+    Returns
+    -------
+    Tensor, shape ()
+        The loss before the step, detached.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite; the weights are then those of the step before.
+    """
+    model.train()
+    views = torch.cat([view_a, view_b])  # one batch: shared batch statistics
+    with models.mixed_precision(views.device):
+        z_a, z_b = model.projection_head(encode_in_chunks(model.encoder, views, chunk_size)).chunk(2)
+    loss = nt_xent_loss(z_a, z_b, temperature=temperature, not_negatives=not_negatives)
+    models.check_finite(loss)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), models.MAX_GRADIENT_NORM)
+    optimizer.step()
+    return loss.detach()
+
+
+def encode_in_chunks(encoder: nn.Module, views: Tensor, chunk_size: int) -> Tensor:
+    """Features of all views, the encoder's activations of one chunk at a time in memory; 0: of all at once.
+
+    Activations are forgotten, and made again chunk by chunk in the backward pass. Every view still meets all the others
+    as negatives, which accumulated gradients would not give. The price is a second forward pass; and BatchNorm in the
+    encoder sees a chunk, not the batch (Gao et al. 2021, arXiv:2101.06983, section 3).
+    """
+    views = views.contiguous(memory_format=torch.channels_last)
+    if not chunk_size or chunk_size >= len(views):
+        return encoder(views)
+    # lengths differ by one at most: a single view left over would have no variance for BatchNorm on a map of one pixel
+    chunks = views.tensor_split(math.ceil(len(views) / chunk_size))
+    once = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), keep_statistics(encoder))}
+    return torch.cat([checkpoint(encoder, chunk, **once) for chunk in chunks])
+
+
+@contextmanager
+def keep_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorm works on its batch as in training, but its running statistics stay as they are."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+@dataclass(frozen=True)
+class ContrastivePool:
+    """Images to learn from, uint8 (n_images, image_size, image_size), codes of patients, and counts for the record."""
+
+    images: Tensor
+    patients: Tensor
+    facts: dict
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def same_patient(self, batch: Tensor) -> Tensor:
+        """Pairs of images of one known patient among these positions, bool, shape (n_images, n_images)."""
+        patients = self.patients[batch]
+        return (patients[:, None] == patients) & (patients != UNKNOWN)
+
+
+def open_pool(
+    dataset: Dataset, *, pool: str, image_size: int, extra_images: ExtraImages | None = None, progress: bool = False
+) -> ContrastivePool:
+    """The images that a pretraining or a dual task learns from, in memory: those of training patients, of all planes or
+    of a task. To take a task's, the label of every training image was looked at: ``n_pool_labels``."""
+    rows = dataset.rows("train", None if pool == "all" else dataset.task(pool))
+    images, patients = dataset.images(image_size, progress=progress)[rows], dataset.patients[rows]
+    facts = {"n_images": len(rows), "n_patients": len(np.unique(patients)), "n_extra_images": 0}
+    facts["n_pool_labels"] = 0 if pool == "all" else len(dataset.rows("train"))
+    if extra_images:
+        extra, facts["extra_left_out"] = extra_images.images(dataset, image_size, progress=progress)
+        facts["n_extra_images"] = len(extra)
+        images = np.concatenate([images, extra])
+    codes = np.append(np.unique(patients, return_inverse=True)[1], np.full(facts["n_extra_images"], UNKNOWN))
+    return ContrastivePool(torch.from_numpy(np.array(images)), torch.from_numpy(codes), facts)
+
+
+def draw_batches(n_images: int, *, n_batches: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Positions of the images of each batch, shape (n_batches, batch_size): one random order after another, cut.
+
+    Every image comes once before any comes again, and every batch is full, so that batch normalisation never meets
+    a batch of one and no image is dropped for good.
+    """
+    n_orders = math.ceil(n_batches * batch_size / n_images)
+    orders = torch.cat([torch.randperm(n_images, generator=generator) for _ in range(n_orders)])
+    return orders[: n_batches * batch_size].view(n_batches, batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Settings):
+    """One SimCLR pretraining, on images of training patients only.
+
+    The paper (Chen et al. 2020, arXiv:2002.05709) trains batches of 256 to 8,192 with LARS; for a data set of thousands
+    AdamW and a batch of 128 reach a good encoder in less time.
+    """
+
+    kind: ClassVar[str] = "simclr"
+    weights: ClassVar[tuple[str, ...]] = (models.WEIGHTS_FILE, HEAD_FILE)
+    start: InitialWeights  # of the encoder
+    pool: str = "all"  # images to learn from: all, or the name of a task, whose images are then taken
+    image_size: int = 96  # px, side of the views
+    n_epochs: int = 40  # passes over the pool
+    batch_size: int = 128  # images, each as two views
+    lr: float = 1e-3  # reached after the warm-up, then falls to 0 as a cosine
+    weight_decay: float = 1e-4
+    warmup_fraction: float = 0.1  # of the steps
+    optimizer: str = "adamw"  # adamw, sgd or lars; each wants its own lr, see `build_optimizer`
+    temperature: float = 0.2  # of NT-Xent
+    projection_dim: int = 128  # width of the projections z
+    augmentation: str = "ultrasound"  # a preset of `fetal_utils.transforms`
+    same_patient_negatives: bool = True  # other images of a patient count as negatives, as in the paper; else masked
+    chunk_size: int = 0  # views that the encoder takes at a time, for batches that memory can't hold; 0: all
+    extra_images: ExtraImages | None = None  # a folder of further images to learn from
+    seed: int = 0  # decides order, views and the projection head's first weights
+
+    @property
+    def backbone(self) -> str:
+        return self.start.backbone
+
+    def encoder(self, store: RunStore) -> nn.Module:
+        """The pretrained network, from a finished run."""
+        return models.build_encoder(self.backbone, init=store.open(self).weights)
+
+    def projection_head(self, store: RunStore) -> ProjectionHead:
+        """The head trained with it, features h to projections z, to look at; what learns from labels takes h."""
+        width = models.n_features(models.build_encoder(self.backbone, init="random", seed=0))
+        head = ProjectionHead(width, projection_dim=self.projection_dim, seed=0)
+        models.load_weights(head, store.open(self).folder / HEAD_FILE)
+        return head.eval()
+
+    def check(self, dataset: Dataset) -> None:
+        self.start.check(dataset)
+        check_preset(self.augmentation)
+        fits = {
+            "n_epochs, projection_dim of 1 or more": min(self.n_epochs, self.projection_dim) >= 1,
+            "batch_size of 2 or more": self.batch_size >= 2,
+            "image_size of 8 or more": self.image_size >= 8,
+            "lr, temperature above 0": min(self.lr, self.temperature) > 0,
+            "weight_decay, seed of 0 or more": min(self.weight_decay, self.seed) >= 0,
+            "warmup_fraction from 0 to less than 1": 0 <= self.warmup_fraction < 1,
+            "chunk_size of 0, or 2 or more": self.chunk_size == 0 or self.chunk_size >= 2,
+            f"optimizer of {', '.join(models.OPTIMIZERS)}": self.optimizer in models.OPTIMIZERS,
+        }
+        if wrong := [rule for rule, is_kept in fits.items() if not is_kept]:
+            raise ValueError(f"expected {'; '.join(wrong)}; given is {self}")
+        if self.extra_images:
+            self.extra_images.check()
+        if len(self.pool_rows(dataset)) < 2:
+            raise ValueError(f"pool={self.pool!r} has fewer than two training images to contrast")
+
+    def pool_rows(self, dataset: Dataset) -> np.ndarray:
+        """Positions of the data set's images to learn from."""
+        return dataset.rows("train", None if self.pool == "all" else dataset.task(self.pool))
+
+    def steps(self, dataset: Dataset) -> tuple[int, int]:
+        """Optimizer steps, and images in each; images of a further folder counted before any is left out."""
+        n_images = len(self.pool_rows(dataset)) + (self.extra_images.n_images if self.extra_images else 0)
+        batch_size = min(self.batch_size, n_images)
+        return self.n_epochs * (n_images // batch_size), batch_size
+
+    def cost(self, dataset: Dataset) -> dict[str, int]:
+        n_steps, batch_size = self.steps(dataset)
+        n_watched = math.ceil(self.n_epochs / WATCH_EVERY) * len(dataset.rows("development"))
+        return {"views": 2 * n_steps * batch_size, "images": 3 * n_watched}  # as it is and as two views
+
+    def compute(self, work: Work) -> None:
+        sizes = {"batch_size": self.batch_size, "chunk_size": self.chunk_size, "image_size": self.image_size}
+        with models.memory_advice(**sizes):
+            pretrain(self, work)
+
+
+def pretrain(settings: Pretrain, work: Work) -> None:
+    """Train an encoder by SimCLR epoch by epoch and write its weights; what `Pretrain.compute` calls."""
+    sizes = {"image_size": settings.image_size, "progress": work.store.progress}
+    pool = open_pool(work.dataset, pool=settings.pool, extra_images=settings.extra_images, **sizes)
+    encoder = settings.start.encoder(work.store)
+    model = SimCLR(encoder, projection_dim=settings.projection_dim, seed=settings.seed)
+    model.to(work.device, memory_format=torch.channels_last)
+    mean, std = models.normalisation(encoder)
+    augment = Augment(settings.augmentation, image_size=settings.image_size, mean=mean, std=std)
+    batch_size = min(settings.batch_size, len(pool))
+    n_batches = len(pool) // batch_size  # of an epoch
+    n_steps = settings.n_epochs * n_batches
+    optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay, name=settings.optimizer)
+    schedule = warmup_cosine(optimizer, n_steps=n_steps, n_warmup=int(settings.warmup_fraction * n_steps))
+    order, views = torch_generator(settings.seed, 0), torch_generator(settings.seed, 1)
+    options = {"temperature": settings.temperature, "chunk_size": settings.chunk_size}
+
+    def train_epoch(epoch: int) -> dict[str, float]:
+        losses = []
+        for batch in draw_batches(len(pool), n_batches=n_batches, batch_size=batch_size, generator=order):
+            view_a, view_b = two_views(pool.images[batch].to(work.device), augment, views)
+            masked = None if settings.same_patient_negatives else pool.same_patient(batch)
+            losses.append(simclr_step(model, optimizer, view_a, view_b, not_negatives=masked, **options))
+            schedule.step()
+        row = {"loss": torch.stack(losses).mean().item(), "lr": schedule.get_last_lr()[0]}
+        is_watched = (epoch + 1) % WATCH_EVERY == 0 or epoch + 1 == settings.n_epochs
+        return row | (watch_development(model, augment, work, batch_size) if is_watched else {})
+
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    parts |= {"order": GeneratorState(order), "views": GeneratorState(views)}
+    run_epochs(work, train_epoch, n_epochs=settings.n_epochs, parts=parts, desc=f"SimCLR from {settings.start.init}")
+    sizes = {"backbone": settings.backbone, "image_size": settings.image_size}
+    about = models.describe_encoder(encoder, work.dataset, **sizes)
+    models.save_weights(encoder, work.folder / models.WEIGHTS_FILE, about=about)
+    models.save_weights(model.projection_head, work.folder / HEAD_FILE)
+    counts = {"batch_size": batch_size, "optimizer_steps": n_steps, "views_seen": 2 * n_steps * batch_size}
+    work.facts |= pool.facts | counts
+
+
+def watch_development(model: SimCLR, augment: Augment, work: Work, batch_size: int) -> dict[str, float]:
+    """How the encoder does on development patients, who are not in the pool: for the log, nothing is chosen by it.
+
+    ``top1_accuracy`` is the share of projections z, of two views in batches as in training, whose nearest neighbour is
+    the other view; ``knn_macro_f1`` the vote of the ten nearest features h of other development patients for plane and
+    brain plane; ``effective_rank`` that of the features.
+    """
+    rows = work.dataset.rows("development")
+    patients, table = work.dataset.patients[rows], work.dataset.metadata.iloc[rows]
+    if (n_patients := len(np.unique(patients))) < 2:
+        return {}
+    size = augment.as_is.image_size
+    images = work.dataset.images(size, progress=False)[rows]
+    h = models.extract_features(model.encoder, images, image_size=size, device=work.device)
+    planes = (table["plane"] + "/" + table["brain_plane"]).to_numpy(str)
+    voters = KNeighborsClassifier(min(10, len(rows) // 2), metric="cosine", weights="distance")
+    votes = cross_val_predict(voters, h, planes, groups=patients, cv=GroupKFold(min(5, n_patients)))
+    knn = f1_score(planes, votes, average="macro", zero_division=0)
+    model.eval()
+    generator, hits = torch_generator(0, 2), []  # the same views each time
+    for batch in torch.from_numpy(np.array(images)).split(batch_size):
+        with torch.inference_mode():
+            z = F.normalize(torch.cat([model(view) for view in two_views(batch.to(work.device), augment, generator)]))
+        nearest = (z @ z.T).fill_diagonal_(-torch.inf).argmax(1)
+        hits.append(nearest == torch.arange(len(z), device=z.device).roll(len(batch)))
+    top1 = torch.cat(hits).float().mean().item()
+    return {"top1_accuracy": top1, "effective_rank": effective_rank(h), "knn_macro_f1": float(knn)}
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """Dimensions that centred features really use: exp of the entropy of their singular values, 1 if they coincide.
+
+    Roy and Vetterli 2007, EUSIPCO, equation 3; of representations: Garrido et al. 2023, arXiv:2210.02885.
+    """
+    singular_values = np.linalg.svd(features - features.mean(0), compute_uv=False)
+    shares = singular_values[singular_values > 1e-12] / max(singular_values.sum(), 1e-12)
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def health(log: pd.DataFrame, *, batch_size: int) -> str:
+    """A log in a plain sentence: healthy, stuck at chance, collapsed, getting worse or unfinished, and why."""
+    chance, first, last = math.log(2 * batch_size - 1), log["loss"].iloc[0], log["loss"].iloc[-1]
+    rank = log["effective_rank"].iloc[-1] if "effective_rank" in log else math.inf
+    seen = f"loss {last:.2f} of {chance:.2f} nats at chance, effective rank {rank:.1f}"
+    if rank < 2:
+        return f"Collapsed: the features of different images all but coincide ({seen}). Lower the learning rate."
+    if last > 0.95 * chance:
+        return f"Stuck at chance: the other view is not told from the rest ({seen}). Train longer; look at the views."
+    if last > first:
+        return f"Getting worse: the loss rose from {first:.2f} ({seen}). Lower the learning rate."
+    earlier = log["loss"].iloc[len(log) * 3 // 4 - 1] if len(log) >= 4 else last
+    more = "; it fell by more than 5 % in the last quarter: more epochs may help" if last < 0.95 * earlier else ""
+    return f"Healthy: the loss fell from {first:.2f} and the features stay spread out ({seen}){more}."
+
+
+def settings_from(given: Mapping[str, str]) -> Pretrain:
+    """A pretraining's settings from texts by name; ValueError if a name is no setting or a text has another type."""
+    defaults = {entry.name: entry.default for entry in fields(Pretrain) if entry.name != "start"}
+    defaults |= {"backbone": models.OFFLINE_BACKBONE, "init": "imagenet", "extra_images": ""}
+    if unknown := sorted(set(given) - set(defaults)):
+        raise ValueError(f"-p: {unknown} are no settings of a pretraining; known are {sorted(defaults)}")
+    values = dict(defaults)
+    for name, text in given.items():
+        make = type(defaults[name])
+        try:
+            values[name] = {"true": True, "false": False}[text.lower()] if make is bool else make(text)
+        except (ValueError, KeyError):
+            raise ValueError(f"-p {name} {text}: expected {make.__name__}") from None
+    extra_images = values.pop("extra_images")
+    values["extra_images"] = open_extra_images(Path(extra_images).expanduser().resolve()) if extra_images else None
+    start = initial_weights(backbone=values.pop("backbone"), init=values.pop("init"), seed=values["seed"])
+    return Pretrain(start=start, **values)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """One pretraining from the command line, the run's folder printed last; the exit status is 1 if it failed, 2 if it
+    can't be run, 130 if interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m fetal_utils.simclr", description=__doc__)
+    parser.add_argument("--data-dir", default="", help="folder with Images/ and the CSV; default: the phantom")
+    parser.add_argument("--results-dir", default="results/demo", help="the run lies in its runs/simclr")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
+    options = parser.parse_args(arguments)
+    results_dir = Path(options.results_dir).expanduser().resolve()
+    data_dir = Path(options.data_dir).expanduser().resolve() if options.data_dir else ""
+    try:
+        settings = settings_from(dict(options.parameters))
+        store = RunStore(results_dir, open_dataset(data_dir, results_dir=results_dir), device=options.device)
+        (run,) = store.get([settings])
+    except (RunsFailedError, ValueError, OSError, KeyboardInterrupt) as error:
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
+        return {RunsFailedError: 1, KeyboardInterrupt: 130}.get(type(error), 2)
+    print(run.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
