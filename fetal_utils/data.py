@@ -1,8 +1,10 @@
-"""A data folder in the layout of FETAL_PLANES_DB: its table, the classification tasks, and both with images opened."""
+"""A data folder in the layout of FETAL_PLANES_DB: its table, the classification tasks, and all that runs ask of it."""
 
 from __future__ import annotations
 
-import hashlib
+import csv
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,59 +12,124 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from fetal_utils.environment import PROJECT_ROOT, project_path
-from fetal_utils.images import CSV_NAME, IMAGE_DIR, MASK_DIR, ImageFormat, files_hash, image_paths, open_images
-from fetal_utils.splits import split_by_patient
-
-__all__ = ["CSV_COLUMNS", "CSV_NAME", "IMAGE_DIR", "MASK_DIR", "TASKS", "Dataset", "Task", "open_dataset"]
+from fetal_utils.environment import PROJECT_ROOT, project_path, read_json, write_json
+from fetal_utils.images import (
+    CSV_COLUMNS,
+    CSV_NAME,
+    IMAGE_DIR,
+    ImageFormat,
+    content_hashes,
+    digest,
+    image_paths,
+    open_images,
+)
+from fetal_utils.splits import data_summary, split_by_patient
 
 TASKS_NAME = "tasks.yaml"
-
-# raw header of the CSV, trailing space included, and the tidy name of each column
-CSV_COLUMNS = {
-    "Image_name": "image_name",
-    "Patient_num": "patient",
-    "Plane": "plane",
-    "Brain_plane": "brain_plane",
-    "Operator": "operator",
-    "US_Machine": "machine",
-    "Train ": "split",
-}
+KEPT_NAME = "data.json"  # marks a copy of the table alone, see `keep_metadata`
 
 
 def read_metadata(data_dir: str | Path, *, extra_columns: Sequence[str] = ()) -> pd.DataFrame:
-    """The table of FETAL_PLANES_DB, tidy and checked; no image is touched."""
-    raw = pd.read_csv(Path(data_dir) / CSV_NAME, sep=";", dtype=str, keep_default_na=False)
-    raw.columns = raw.columns.str.strip()
-    raw = raw.apply(lambda column: column.str.strip())
+    """The table of FETAL_PLANES_DB, tidy and checked; no image is touched.
+
+    Parameters
+    ----------
+    data_dir : path
+        Folder that holds ``FETAL_PLANES_DB_data.csv`` (Burgos-Artizzu et al. 2020, doi:10.5281/zenodo.3904280).
+    extra_columns : sequence of str, optional
+        Further columns that the CSV is expected to hold (labels of a task of one's own).
+
+    Returns
+    -------
+    DataFrame
+        One row per image in the order of the file; columns ``image_name`` (no ``.png``), ``patient`` (int), ``plane``,
+        ``brain_plane``, ``operator``, ``machine``, ``split`` ("train" or "test"), then the extra columns, as text.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such table; the message names lines and columns, and what to do.
+    """
+    path = find_table(Path(data_dir))
+    raw = read_raw(path)
+    # the published header ends in "Train " and every row in a space; copies exist without them
     names = {raw_name.strip(): tidy_name for raw_name, tidy_name in CSV_COLUMNS.items()}
-    table = raw[[*names, *extra_columns]].rename(columns=names)
-    table["patient"] = table["patient"].astype(int)
-    table["split"] = table["split"].replace({"1": "train", "0": "test"})
-    return table
+    expected, found = [*names, *extra_columns], list(raw.columns)
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected or found.count(name) > 1]
+    if missing or unknown:
+        further = f"(a further label column is announced by a task in {TASKS_NAME})"
+        problem = f"columns missing {missing}, unknown {unknown}; expected {';'.join(expected)}"
+        raise ValueError(f"{path}: {problem} {further}")
+    table = raw[expected].rename(columns=names)
+    table["image_name"] = table["image_name"].str.removesuffix(".png")
+    check_values(path, table)
+    table = table.assign(patient=table["patient"].astype(int), split=table["split"].map({"1": "train", "0": "test"}))
+    return table.reset_index(drop=True)
 
 
-def write_metadata(table: pd.DataFrame, data_dir: str | Path) -> None:
-    """Write a table of `read_metadata` as the archive does: ``;``, a space at the end of every row, LF."""
-    rows = table.assign(split=table["split"].map({"train": "1 ", "test": "0 "}))[list(CSV_COLUMNS.values())]
-    lines = [";".join(CSV_COLUMNS), *rows.astype(str).agg(";".join, axis=1)]
-    (Path(data_dir) / CSV_NAME).write_bytes("".join(f"{line}\n" for line in lines).encode())
+def find_table(folder: Path) -> Path:
+    """The CSV of a data folder; FileNotFoundError with the remedy if it is not there."""
+    if (folder / CSV_NAME).is_file():
+        return folder / CSV_NAME
+    remedy = f"expected the folder of FETAL_PLANES_DB, with {IMAGE_DIR}/ beside the table"
+    if near := [*sorted(folder.glob(f"*/{CSV_NAME}")), *folder.parent.glob(CSV_NAME)]:
+        remedy = f"it is in {near[0].parent}: give that as data_dir"
+    elif sheets := sorted(folder.glob("*.xls*")):
+        remedy = f"save {sheets[0].name} under that name as 'CSV UTF-8', separated by ';'"
+    elif not folder.is_dir():
+        remedy = "there is no such folder"
+    raise FileNotFoundError(f"data_dir={str(folder)!r}: {CSV_NAME} is missing; {remedy}")
+
+
+def read_raw(path: Path) -> pd.DataFrame:
+    """The CSV as text, by line of the file; spaces, surplus ``;``, empty lines and Excel's ``sep=;`` are dropped."""
+    try:
+        rows = csv.reader(path.read_text(encoding="utf-8-sig").split("\n"), delimiter=";")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not in UTF-8 (Excel on Windows writes cp1252); save it as 'CSV UTF-8'") from None
+    lines = {number: [value.strip() for value in row] for number, row in enumerate(rows, 1)}
+    lines = {number: row for number, row in lines.items() if any(row) and row != ["sep=", ""]}
+    if len(lines) < 2:
+        raise ValueError(f"{path} has no rows; expected a header and one row per image")
+    header = lines.pop(min(lines))
+    while not header[-1]:
+        header.pop()
+    if len(header) == 1:
+        raise ValueError(f"{path} is not separated by ';' (it starts with {header[0][:60]!r}); save it so")
+    if longer := [number for number, row in lines.items() if any(row[len(header) :])]:
+        raise ValueError(f"{path}: line {longer[0]} holds more values than the header has columns ({len(header)})")
+    cells = [(row + [""] * len(header))[: len(header)] for row in lines.values()]
+    return pd.DataFrame(cells, index=list(lines), columns=header, dtype=str)
+
+
+def check_values(path: Path, table: pd.DataFrame) -> None:
+    """Raise a ValueError that names lines and columns whose values don't fit."""
+    names = table["image_name"]
+    n_splits = table.groupby(table["patient"].str.lstrip("0"))["split"].transform("nunique")
+    rules = [
+        ("image_name", names.str.fullmatch(r"[^/\\\0]+") & ~names.isin([".", ".."]), "a plain file name"),
+        ("image_name", ~names.duplicated(keep=False), "each name once"),
+        ("patient", table["patient"].str.fullmatch("[0-9]{1,15}"), "a whole number, 0 or more"),
+        ("split", table["split"].isin(["0", "1"]), "1 (train) or 0 (test)"),
+        ("patient", n_splits == 1, "a patient either in the training or in the test set"),
+        *((name, table[name] != "", "some text") for name in ("plane", "brain_plane", "operator", "machine")),
+    ]
+    faults = sorted((line, name, expected) for name, fits, expected in rules for line in table.index[~fits])
+    if faults:
+        shown = [f"line {line}, {name} {table[name][line]!r}: expected {expected}" for line, name, expected in faults]
+        rest = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
+        raise ValueError(f"{path}: {'; '.join(shown[:5])}{rest}")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task.
+    """A classification task on the labels of a column of the metadata table.
 
-    Attributes
-    ----------
-    name : str
-    label_column : str
-        Column of the metadata table.
-    classes : tuple of str
-        Labels in the order of the network's outputs, the rows of every table and the colours.
-    left_out : dict of str to str
-        Labels that are not classes of the task, each with the reason; such images are counted.
+    The order of ``classes`` is that of the network's outputs, of every table and of the colours. ``left_out`` gives a
+    reason for each label that is no class; such images are counted.
     """
 
     name: str
@@ -70,44 +137,68 @@ class Task:
     classes: tuple[str, ...]
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        labels = [*self.classes, *self.left_out]
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise ValueError("its name becomes part of file names: use letters, digits, '_' and '-'")
+        if len(self.classes) < 2 or not all(isinstance(label, str) for label in [self.label_column, *labels]):
+            raise ValueError("expected one label_column and two classes or more, all of them text")
+        if twice := {label for label in labels if labels.count(label) > 1}:
+            raise ValueError(f"{sorted(twice)} stand twice in classes and left_out")
 
+
+PLANES = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax", "Maternal cervix", "Other")
+BRAIN_PLANES = ("Trans-thalamic", "Trans-cerebellum", "Trans-ventricular")
+NO_BRAIN_PLANE = {"Not A Brain": "no image of the fetal brain", "Other": "a brain image of none of the three planes"}
 TASKS = {
-    "planes": Task(
-        "planes",
-        "plane",
-        ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax", "Maternal cervix", "Other"),
-    ),
-    "brain_planes": Task(
-        "brain_planes",
-        "brain_plane",
-        ("Trans-thalamic", "Trans-cerebellum", "Trans-ventricular"),
-        {
-            "Not A Brain": "not an image of the fetal brain",
-            "Other": "a brain image of none of the three standard planes",
-        },
-    ),
+    "planes": Task("planes", "plane", PLANES),
+    "brain_planes": Task("brain_planes", "brain_plane", BRAIN_PLANES, NO_BRAIN_PLANE),
 }
 
 
 def read_tasks(data_dir: str | Path) -> dict[str, Task]:
-    """The two tasks of the study and those that a data folder's ``tasks.yaml`` adds."""
-    return dict(TASKS)
+    """The two tasks of the study and those that a data folder's ``tasks.yaml`` adds.
+
+    An entry names the column of the label (one of the CSV's or of `read_metadata`'s), the classes and, with the reason,
+    the labels that are no class of the task. All is taken as the text that stands there, also Yes, 01 or 1.0::
+
+        trimester: {label_column: Trimester, classes: [2, 3], left_out: {unknown: no date of the scan}}
+
+    Raises
+    ------
+    ValueError
+        If an entry has another form or the name of a task of the study; its line is named.
+    """
+    path, tasks = Path(data_dir) / TASKS_NAME, dict(TASKS)
+    if not path.exists():
+        return tasks
+    form = "'name: {label_column: ..., classes: [...], left_out: {label: reason, ...}}'"
+    text = path.read_text(encoding="utf-8")
+    try:
+        entries = yaml.load(text, Loader=yaml.BaseLoader)
+        lines = {key.value: key.start_mark.line + 1 for key, _ in yaml.compose(text, Loader=yaml.BaseLoader).value}
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold tasks of the form {form}: {error}") from None
+    tidy_names = {raw_name.strip(): tidy_name for raw_name, tidy_name in CSV_COLUMNS.items()}
+    for name, entry in entries.items():
+        try:
+            unknown = set(entry) - {"label_column", "classes", "left_out"}
+            if name in TASKS or unknown or isinstance(entry["classes"], str):
+                raise ValueError(f"unknown keys {sorted(unknown)}, one class, or the name of a task of the study")
+            column = tidy_names.get(entry["label_column"], entry["label_column"])
+            tasks[name] = Task(name, column, tuple(entry["classes"]), dict(entry.get("left_out", {})))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {lines[name]}, task {name!r}: {error}; expected {form}") from None
+    return tasks
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A data folder with the choices that decide what a run sees.
 
-    Attributes
-    ----------
-    data_dir, cache_dir : Path
-        Folder with ``Images/`` and ``FETAL_PLANES_DB_data.csv``, only ever read; folder for the decoded images.
-    development_fraction : float
-        Share of the training images whose patients are set aside to choose settings on.
-    split_seed : int
-        Decides which patients these are, and the order of patients of every draw.
-    geometry, blank_text
-        See `ImageFormat`.
+    ``cache_dir`` takes the decoded images; ``data_dir`` is only ever read. ``development_fraction`` is the share of the
+    training images whose patients are set aside to choose settings on; ``split_seed`` decides which patients these are,
+    and every draw's order of patients. ``geometry`` and ``blank_text`` are those of `ImageFormat`.
     """
 
     data_dir: Path
@@ -116,6 +207,9 @@ class Dataset:
     split_seed: int = 0
     geometry: str = "crop"
     blank_text: bool = False
+
+    def __post_init__(self) -> None:
+        ImageFormat(64, self.geometry, self.blank_text)  # says what is wrong with them
 
     def __getstate__(self) -> dict:
         # another process reads table and images itself: only the fields travel
@@ -129,25 +223,39 @@ class Dataset:
     @cached_property
     def metadata(self) -> pd.DataFrame:
         """The table of `read_metadata` with a column ``subset``: "train", "development" or "test"."""
-        columns = {task.label_column for task in self.tasks.values()}
-        extra_columns = sorted(columns - set(CSV_COLUMNS.values()))
+        columns = list(dict.fromkeys(["plane", "brain_plane", *(task.label_column for task in self.tasks.values())]))
+        extra_columns = [name for name in columns if name not in CSV_COLUMNS.values()]
         table = read_metadata(self.data_dir, extra_columns=extra_columns)
-        subset = split_by_patient(
-            table,
-            development_fraction=self.development_fraction,
-            rng=np.random.default_rng(self.split_seed),
-            label_columns=["plane", "brain_plane", *extra_columns],
-        )
-        return table.assign(subset=subset)
+        rng = np.random.default_rng(self.split_seed)
+        options = {"development_fraction": self.development_fraction, "rng": rng, "label_columns": columns}
+        return table.assign(subset=split_by_patient(table, **options))
+
+    @cached_property
+    def hashes(self) -> list[str]:
+        """One for each image file, of its content."""
+        return content_hashes(image_paths(self.data_dir, self.metadata["image_name"]), cache_dir=self.cache_dir)
 
     @cached_property
     def key(self) -> str:
         """Sixteen hexadecimal digits of all that a run's numbers depend on but its settings."""
-        files = files_hash(image_paths(self.data_dir, self.metadata["image_name"]))
-        text = f"{self.metadata.to_csv(index=False)}\n{files}\n{self.geometry}\n{self.blank_text}"
+        if self.kept:
+            if self.choices not in self.kept["keys"]:
+                raise ValueError(f"{self.data_dir} keeps results of {list(self.kept['keys'])}, not of {self.choices}")
+            return self.kept["keys"][self.choices]
         # a run's settings hold only the name of its task, and tasks.yaml may change under it
-        text += "".join(f"\n{task}" for name, task in sorted(self.tasks.items()) if name not in TASKS)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        tasks = [task for name, task in sorted(self.tasks.items()) if name not in TASKS]
+        return digest(f"{self.metadata.to_csv(index=False)}\n{self.hashes}\n{self.geometry} {self.blank_text}\n{tasks}")
+
+    @property
+    def choices(self) -> str:
+        """The choices as a word, for `keep_metadata`."""
+        return f"{self.development_fraction} {self.split_seed} {self.geometry} {self.blank_text}"
+
+    @cached_property
+    def kept(self) -> dict:
+        """What `keep_metadata` wrote, if this is such a copy of the table, without images."""
+        path = Path(self.data_dir) / KEPT_NAME
+        return read_json(path) if path.exists() else {}
 
     @property
     def patients(self) -> np.ndarray:
@@ -157,12 +265,13 @@ class Dataset:
     @property
     def is_phantom(self) -> bool:
         """Whether the images are drawn by `fetal_utils.phantom` and not real."""
-        return (Path(self.data_dir) / "phantom.json").exists()
+        return self.kept.get("is_phantom", (Path(self.data_dir) / "phantom.json").exists())
 
     @property
     def title(self) -> str:
         """What tables and figures call this data set."""
-        return f"phantom ({self.data_dir.name})" if self.is_phantom else self.data_dir.name
+        name = Path(self.data_dir).name
+        return self.kept.get("title", f"phantom ({name})" if self.is_phantom else name)
 
     def task(self, name: str) -> Task:
         """A task, restricted to the classes that this data set has.
@@ -170,13 +279,38 @@ class Dataset:
         Raises
         ------
         ValueError
-            If there is no such task, or it can't be used here.
+            If there is no such task, it does not know a label, or there are too few classes or training images.
         """
         if name not in self.tasks:
             raise ValueError(f"task={name!r} is unknown; known are {sorted(self.tasks)} (more in a {TASKS_NAME})")
         task = self.tasks[name]
-        labels = set(self.metadata[task.label_column])
-        return replace(task, classes=tuple(label for label in task.classes if label in labels))
+        labels = self.metadata[task.label_column]
+        if unknown := sorted(set(labels) - set(task.classes) - set(task.left_out)):
+            image = self.metadata["image_name"][labels == unknown[0]].iloc[0]
+            raise ValueError(
+                f"task {name!r} does not know {task.label_column} {unknown[0]!r} (of {image}), its classes are "
+                f"{list(task.classes)}; correct the label, or describe a task of your own in {TASKS_NAME}"
+            )
+        present = tuple(label for label in task.classes if (labels == label).any())
+        untrained = set(present) - set(labels[self.metadata["subset"] == "train"])
+        if len(present) < 2 or untrained:
+            raise ValueError(
+                f"task {name!r} finds the classes {list(present)} here, {sorted(untrained)} of them without a training "
+                f"patient; two or more are needed, each with one"
+            )
+        return replace(task, classes=present)
+
+    def usable_tasks(self) -> dict[str, Task]:
+        """All tasks that this data set serves, as `task` gives them; a ValueError with the reasons if there is none."""
+        usable, reasons = {}, []
+        for name in self.tasks:
+            try:
+                usable[name] = self.task(name)
+            except ValueError as error:
+                reasons.append(str(error))
+        if not usable:
+            raise ValueError(f"{self.data_dir} serves no task: " + "; ".join(reasons))
+        return usable
 
     def labels(self, task: Task) -> np.ndarray:
         """Class of every row as its position in ``task.classes``, int, -1 where left out; shape (n_rows,)."""
@@ -192,6 +326,12 @@ class Dataset:
         rng = np.random.default_rng([self.split_seed, draw])
         return rng.permutation(np.unique(self.patients[self.rows("train")]))
 
+    def summary(self, task_name: str) -> pd.DataFrame:
+        """What the subsets of a task hold and what was left out, see `data_summary`."""
+        task = self.tasks[self.task(task_name).name]
+        options = {"left_out": task.left_out, "development_fraction": self.development_fraction}
+        return data_summary(self.metadata, label_column=task.label_column, classes=task.classes, **options)
+
     def image_format(self, image_size: int, *, geometry: str | None = None) -> ImageFormat:
         """How a picture becomes a square here."""
         geometry = geometry or self.geometry
@@ -200,9 +340,24 @@ class Dataset:
 
     def images(self, image_size: int, *, geometry: str | None = None, progress: bool = True) -> np.memmap:
         """All images, decoded once: uint8, shape (n_rows, image_size, image_size)."""
+        if self.kept:
+            raise FileNotFoundError(f"{self.data_dir}: only tables and runs were kept here; give the images' data_dir")
         paths = image_paths(self.data_dir, self.metadata["image_name"])
         image_format = self.image_format(image_size, geometry=geometry)
         return open_images(paths, image_format, cache_dir=self.cache_dir, progress=progress)
+
+
+def keep_metadata(dataset: Dataset) -> Path:
+    """Copy a data set's table beside its results, so that what they say can be worked out again without an image."""
+    folder = Path(dataset.cache_dir).parent / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CSV_NAME, TASKS_NAME):
+        if (source := Path(dataset.data_dir) / name).exists() and source.parent != folder:
+            shutil.copyfile(source, folder / name)
+    keys = replace(dataset, data_dir=folder).kept.get("keys", {}) | {dataset.choices: dataset.key}
+    facts = {"title": dataset.title, "is_phantom": dataset.is_phantom, "keys": keys}
+    write_json(folder / KEPT_NAME, facts)
+    return folder
 
 
 def open_dataset(data_dir: str | Path, *, results_dir: str | Path, phantom_patients: int = 120, **choices) -> Dataset:
@@ -211,14 +366,16 @@ def open_dataset(data_dir: str | Path, *, results_dir: str | Path, phantom_patie
     Raises
     ------
     FileNotFoundError, ValueError
-        As `read_metadata` and `image_paths`; the table and the presence of the images are looked at here.
+        As `read_metadata`, `image_paths` and `Dataset.usable_tasks`; no image is decoded here.
     """
-    if data_dir:
-        folder = project_path(data_dir)
-    else:
+    results_dir = project_path(results_dir)
+    folder = project_path(data_dir) if data_dir else results_dir / "data"
+    if not data_dir and not (folder / KEPT_NAME).exists():
         from fetal_utils.phantom import phantom_dir
 
         folder = phantom_dir(PROJECT_ROOT / "data", n_patients=phantom_patients, seed=0)
-    dataset = Dataset(folder, project_path(results_dir) / "cache", **choices)
-    image_paths(folder, dataset.metadata["image_name"])
+    dataset = Dataset(folder, results_dir / "cache", **choices)
+    dataset.usable_tasks()
+    if not dataset.kept:
+        image_paths(folder, dataset.metadata["image_name"])
     return dataset

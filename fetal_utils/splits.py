@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import hypergeom
 
 SUBSETS = ("train", "development", "test")
-N_ORDERS = 32  # random orders of the patients that a split is the best of
+N_ORDERS = 16  # random orders of the patients, the best of which makes the split
 TOLERANCE = 0.25  # of the development share asked for: beyond it the data summary warns
 
 
@@ -23,8 +24,8 @@ def split_by_patient(
 ) -> pd.Series:
     """Take development patients from the official training patients.
 
-    In a random order, a patient is taken if that brings the images taken, in all and of each label, nearer to their
-    share; of several orders the nearest counts. No label loses its last training patient.
+    In a random order, a patient is taken if the images taken, in all and of each label of ``label_columns``, thereby
+    come nearer to their share; of several orders the nearest counts. No label loses its last training patient.
 
     Parameters
     ----------
@@ -32,9 +33,6 @@ def split_by_patient(
         As from `read_metadata`.
     development_fraction : float
         Share of the training images to aim at, 0 < development_fraction <= 0.5.
-    rng : Generator
-    label_columns : sequence of str
-        Columns whose labels are shared out evenly.
 
     Returns
     -------
@@ -49,49 +47,41 @@ def split_by_patient(
     if not 0 < development_fraction <= 0.5:
         raise ValueError(f"development_fraction={development_fraction}: expected more than 0 and at most 0.5")
     train = metadata[metadata["split"] == "train"]
-    labels = pd.get_dummies(train[list(label_columns)].astype(str), dtype=int)
-    counts = labels.groupby(train["patient"]).sum()  # (n_patients, n_labels), images
-    total = counts.sum().to_numpy()
+    by_patient = pd.get_dummies(train[list(label_columns)].astype(str), dtype=int).groupby(train["patient"]).sum()
+    counts, patients = by_patient.to_numpy(), by_patient.index.to_numpy()  # images, (n_patients, n_labels)
+    total = counts.sum(axis=0)
     target = development_fraction * total
-    # chi-square: as far from the shares of the labels as from that of all images
-    weight = np.append(1 / np.maximum(target, 1), len(total) / max(development_fraction * len(train), 1))
 
     def distance(taken: np.ndarray) -> float:
-        off = np.append(taken - target, (taken - target).sum() / len(label_columns))
-        return float((weight * off**2).sum())
+        """Chi-square of the labels' counts, and as much again for that of all images."""
+        off = taken - target
+        return float((off**2 / target).sum() + len(target) * off.sum() ** 2 / (len(label_columns) * target.sum()))
 
-    best, chosen = math.inf, np.array([], dtype=int)
+    best, chosen = math.inf, []
     for _ in range(N_ORDERS):
-        taken, patients = np.zeros_like(total), []
+        taken, positions = np.zeros_like(total), []
         for position in rng.permutation(len(counts)):
-            more = taken + counts.to_numpy()[position]
+            more = taken + counts[position]
             if (more < total).all() and distance(more) < distance(taken):
                 taken = more
-                patients.append(counts.index[position])
-        if patients and distance(taken) < best:
-            best, chosen = distance(taken), np.array(patients)
-    if not len(chosen):
+                positions.append(position)
+        if positions and distance(taken) < best:
+            best, chosen = distance(taken), positions
+    if not chosen:
         raise ValueError(
-            f"development_fraction={development_fraction}: none of the {len(counts)} training patients can be spared, "
-            "as each is the only one of a label or too large a part; add patients"
+            f"development_fraction={development_fraction}: none of {len(counts)} training patients can be spared, each "
+            "being the only one of a label or too large a part; add patients"
         )
-    subset = metadata["split"].mask(metadata["patient"].isin(chosen), "development")
+    subset = metadata["split"].mask(metadata["patient"].isin(patients[chosen]), "development")
     assert subset.groupby(metadata["patient"]).nunique().max() == 1, "a patient is in two subsets"
     return subset
 
 
 @dataclass(frozen=True)
 class LabelledSubset:
-    """The training images whose labels a run may see.
+    """The training images whose labels a run may see: sorted ``rows`` of those drawn from, of ``n_patients``.
 
-    Attributes
-    ----------
-    rows : ndarray of int, shape (n_images,)
-        Sorted positions among the images that the subset was drawn from.
-    n_patients : int
-        Patients these images come from.
-    added : dict
-        For a label that the fraction alone would have left empty, the patient that was added.
+    ``added`` gives, for each label that the fraction alone would have left empty, the patient who was added.
     """
 
     rows: np.ndarray
@@ -102,7 +92,7 @@ class LabelledSubset:
 def draw_labelled_subset(
     labels: Sequence, patients: Sequence[int], *, order: Sequence[int], fraction: float
 ) -> LabelledSubset:
-    """The images of a fraction of the patients, with every label present; larger fractions hold the smaller ones.
+    """The images of a fraction of the patients, with every label present; a larger fraction holds all of a smaller.
 
     The first ``ceil(fraction * n_patients)`` patients of the order are taken. For a label that none of them has, the
     first patient in that order who has it is added.
@@ -112,14 +102,14 @@ def draw_labelled_subset(
     labels, patients : sequences, shape (n_images,)
         Label and patient of each training image of a task.
     order : sequence of int
-        A random order of *all* training patients, the same for every task, fraction and strategy of a draw.
+        *All* training patients, in one random order for every task, fraction and strategy: `Dataset.patient_order`.
     fraction : float
         Share of the task's training patients, 0 < fraction <= 1.
 
     Raises
     ------
     ValueError
-        If the fraction is out of range, there is no image, or a patient is not in the order.
+        If the fraction is out of range, there is no image, or a patient is missing in the order.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"label_fraction={fraction}: expected more than 0 and at most 1 (1 % is 0.01)")
@@ -131,8 +121,75 @@ def draw_labelled_subset(
     chosen = set(own[: math.ceil(round(fraction * len(own), 9))].tolist())
     present = set(labels[np.isin(patients, list(chosen))].tolist())
     rank = pd.Series(np.arange(len(own)), index=own)
-    first = rank[patients].groupby(labels).min()  # by label
+    first = rank[patients].groupby(labels).min()  # of each label, the position in the order
     added = {label: int(own[position]) for label, position in first.items() if label not in present}
     chosen |= set(added.values())
     rows = np.flatnonzero(np.isin(patients, list(chosen)))
     return LabelledSubset(rows=rows, n_patients=len(chosen), added=added)
+
+
+def data_summary(
+    metadata: pd.DataFrame,
+    *,
+    label_column: str,
+    classes: Sequence[str],
+    left_out: Mapping[str, str],
+    development_fraction: float,
+) -> pd.DataFrame:
+    """What the subsets of a task hold and what was left out.
+
+    Returns
+    -------
+    DataFrame
+        Rows ``(about, name)``: "total" (images, patients), "class" and "machine" (images), "left out" (images by
+        reason), "check" (patients in two subsets, which is 0) and, if need be, "warning"; columns `SUBSETS`, ``all``.
+    """
+    label, subset = metadata[label_column], pd.Categorical(metadata["subset"], categories=SUBSETS)
+    used = label.isin(classes).to_numpy()
+
+    def count(values: pd.Series, chosen: np.ndarray) -> pd.DataFrame:
+        return pd.crosstab(values[chosen], subset[chosen], dropna=False)
+
+    patients = metadata["patient"][used].groupby(subset[used], observed=False).nunique()
+    share = (subset == "development").sum() / (subset != "test").sum()
+    warning = f"{share:.0%} of the training images are for development; {development_fraction:.0%} were asked for"
+    n_shared = metadata.groupby("patient")["subset"].nunique().gt(1).sum()
+    reasons = label.map(lambda name: f"{name}: {left_out.get(name)}")
+    parts = {
+        "total": pd.DataFrame({"images": pd.Series(subset[used]).value_counts(), "patients": patients}).T,
+        "class": count(label, used).reindex(list(classes), fill_value=0),
+        "machine": count(metadata["machine"], used),
+        "left out": count(reasons, ~used),
+        "check": pd.DataFrame(n_shared, index=["patients in two subsets"], columns=SUBSETS),
+        "warning": pd.DataFrame(0, index=[warning], columns=SUBSETS),
+    }
+    if abs(share / development_fraction - 1) <= TOLERANCE:
+        del parts["warning"]
+    table = pd.concat(parts, names=["about", "name"]).astype(int)[list(SUBSETS)]
+    return table.assign(all=table.sum(axis=1))
+
+
+def leak_of_random_split(patients: Sequence[int], *, test_fraction: float) -> float:
+    """Share of test images whose patient would also be trained on if *images* were split at random, 0..1.
+
+    In closed form: a patient stays out of training only if all his or her other images, too, fall among the test
+    images (hypergeometric); ``test_fraction``, 0 < test_fraction < 1, is the share of the images tested on.
+    """
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction={test_fraction}: expected more than 0 and less than 1")
+    siblings = pd.Series(patients).groupby(np.asarray(patients)).transform("size").to_numpy() - 1
+    n_test = max(1, round(test_fraction * len(siblings)))
+    return float(1 - hypergeom.pmf(siblings, len(siblings) - 1, siblings, n_test - 1).mean())
+
+
+def same_patient_rate(patients: Sequence[int], planes: Sequence[str], *, batch_size: int) -> float:
+    """Expected share of a random batch's anchors that meet another image of their own patient and plane, 0..1.
+
+    NT-Xent pushes such a pair apart although it shows the same anatomy: a false negative.
+    """
+    if batch_size < 2:
+        raise ValueError(f"batch_size={batch_size}: expected at least 2 images")
+    table = pd.DataFrame({"patient": np.asarray(patients), "plane": np.asarray(planes)})
+    siblings = table.groupby(["patient", "plane"])["plane"].transform("size").to_numpy() - 1
+    n_others = min(batch_size, len(table)) - 1
+    return float(1 - hypergeom.pmf(0, len(table) - 1, siblings, n_others).mean())
