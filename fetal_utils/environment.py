@@ -156,7 +156,7 @@ def storage_errors(path: str | Path, codes: Collection[int] = FULL_OR_READ_ONLY)
         if isinstance(error, StorageError) or error.errno not in codes:
             raise
         raise StorageError(
-            f"{error.filename or path} can't be written: {error.strerror}. Make room, or make it writable, or give another results "
+            f"{path} can't be written: {error.strerror}. Make room, or make it writable, or give another results "
             "folder; then run the same again: what was finished is kept"
         ) from error
 
