@@ -1,4 +1,4 @@
-"""Networks whose maps can be written out by hand, for the tests of class activation maps."""
+"""Networks whose maps and scores can be written out by hand, for the tests of class activation maps."""
 
 import torch
 from torch import nn
@@ -6,21 +6,16 @@ from torch import nn
 from fetal_utils.models import Classifier, build_encoder
 
 
-class PlainEncoder(nn.Sequential):
-    """Two convolutions on large maps and their mean; a leak of any of it would show."""
+class Weighted(nn.Module):
+    """Two classes of which the first has the probability "sum of an image's pixels, each with its weight"."""
 
-    def __init__(self, width=32, seed=0):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            super().__init__(
-                nn.Conv2d(1, width, 3, padding=1),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(width, width, 3, stride=2, padding=1),
-                nn.ReLU(inplace=True),
-                nn.AdaptiveAvgPool2d(1),
-                nn.Flatten(),
-            )
-        self.num_features = width
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = nn.Parameter(torch.as_tensor(weights, dtype=torch.float32))
+
+    def forward(self, images):
+        p = (images * self.weights).sum(dim=(1, 2, 3)).clamp(1e-9, 1 - 1e-9)
+        return torch.stack([p.log(), (1 - p).log()], dim=1)  # softmax gives p and 1 - p
 
 
 def classifier_of(backbone="test_resnet", *, n_classes=3, seed=0):
