@@ -1,0 +1,180 @@
+"""Ways to be right without anatomy: baselines that a result must beat, and a burnt-in text that tells the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from fetal_utils.data import Dataset, Task
+from fetal_utils.images import corner_shape, digest
+
+THUMBNAIL_SIZE = 32  # px, of the pixel baselines
+PIXEL_C = 0.001  # scikit-learn's C of the pixel baselines: the best of five on the development patients of real images
+CORNERS = ("top_right", "top_left", "bottom_right", "bottom_left")
+
+
+def baseline_predictions(dataset: Dataset, task_name: str) -> dict[str, pd.DataFrame]:
+    """What answers without anatomy predict for the test images, fitted to all labels of the training patients.
+
+    "majority class"; "machine only", the most frequent class of the image's machine; "text corner only", a linear model
+    of the corner where scanners print; "thumbnail", a linear model of the whole picture at 32 px.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        Columns as in a run's ``predictions.csv``: ``image_name, patient, operator, machine, true, predicted`` and
+        ``probability_<class>``.
+
+    Raises
+    ------
+    ValueError
+        If the task is unknown or has no test image.
+    """
+    task = dataset.task(task_name)
+    codes, machine = dataset.labels(task), dataset.metadata["machine"].to_numpy()
+    train, test = dataset.rows("train", task), dataset.rows("test", task)
+    if not len(test):
+        raise ValueError(f"task {task_name!r} has no test image here; baselines have nothing to predict")
+    anything = np.full(len(codes), "any")
+    pixels = {
+        "text corner only": dataset.images(THUMBNAIL_SIZE, geometry="text_corner"),
+        "thumbnail": dataset.images(THUMBNAIL_SIZE),
+    }
+    probabilities = {
+        "majority class": class_shares(anything[train], codes[train], anything[test]),
+        "machine only": class_shares(machine[train], codes[train], machine[test]),
+    }
+    for name, images in pixels.items():
+        rows = images.reshape(len(images), -1).astype(float)
+        probe = LogisticRegression(C=PIXEL_C, class_weight="balanced", max_iter=1000)
+        model = make_pipeline(StandardScaler(), probe).fit(rows[train], codes[train])
+        probabilities[name] = model.predict_proba(rows[test])
+    return {name: predictions_table(dataset, task, test, values) for name, values in probabilities.items()}
+
+
+def class_shares(train_values: Sequence[str], train_codes: Sequence[int], test_values: Sequence[str]) -> np.ndarray:
+    """Share of each class among the training images of an image's value, say its machine; shape (n_test, n_classes).
+
+    A value never seen in training gets the shares among all.
+    """
+    shares = pd.crosstab(np.asarray(train_values), np.asarray(train_codes), normalize="index", margins=True)
+    known = np.where(np.isin(test_values, train_values), test_values, "All")  # the row of the margins
+    return shares.loc[known].to_numpy()
+
+
+def predictions_table(dataset: Dataset, task: Task, rows: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """The table of a run's ``predictions.csv`` for rows of the data set; probabilities (n_images, n_classes)."""
+    classes = np.array(task.classes)
+    table = dataset.metadata.iloc[rows][["image_name", "patient", "operator", "machine"]]
+    table = table.assign(true=classes[dataset.labels(task)[rows]], predicted=classes[probabilities.argmax(axis=1)])
+    table[[f"probability_{name}" for name in classes]] = probabilities.round(6)
+    return table
+
+
+def burn_text(images: np.ndarray, texts: Sequence[str], *, corner: str = "top_right") -> tuple[np.ndarray, np.ndarray]:
+    """Write a text into a corner of each image, white in a black box; an empty text leaves the image as it is.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (n_images, side, side)
+        Not changed.
+    texts : sequence of str, length n_images
+    corner : str
+        One of `CORNERS`.
+
+    Returns
+    -------
+    images : ndarray of uint8, shape (n_images, side, side)
+    masks : ndarray of bool, shape (n_images, side, side)
+        True in the box.
+
+    Raises
+    ------
+    ValueError
+        If the corner is unknown, or there is not one text per image.
+    """
+    if corner not in CORNERS or len(texts) != len(images):
+        raise ValueError(f"corner={corner!r}, {len(texts)} texts for {len(images)} images: expected one of {CORNERS}")
+    images, masks = np.array(images), np.zeros(images.shape, dtype=bool)
+    n_rows, n_columns = corner_shape(*images.shape[1:])
+    rows = slice(0, n_rows) if corner.startswith("top") else slice(-n_rows, None)
+    columns = slice(0, n_columns) if corner.endswith("left") else slice(-n_columns, None)
+    for image, mask, text in zip(images, masks, texts, strict=True):
+        if text:
+            image[rows, columns], mask[rows, columns] = text_box(text, n_columns, n_rows), True
+    return images, masks
+
+
+@lru_cache(maxsize=256)
+def text_box(text: str, width: int, height: int) -> np.ndarray:
+    """White text, as large as fits, in a black box; uint8, shape (height, width)."""
+    box = Image.new("L", (width, height))
+    draw, size = ImageDraw.Draw(box), height
+    while size > 5 and draw.textlength(text, font=ImageFont.load_default(size)) > width:
+        size -= 1
+    draw.text((width / 2, height / 2), text, fill=255, font=ImageFont.load_default(size), anchor="mm")
+    return np.asarray(box)
+
+
+def class_texts(task: Task) -> list[str]:
+    """A text of two to four capitals for each class, the start of its last word; C1, C2, ... where those repeat."""
+    words = [name.replace("-", " ").split()[-1].upper() for name in task.classes]
+    for length in (2, 3, 4):
+        if len({word[:length] for word in words}) == len(words):
+            return [word[:length] for word in words]
+    return [f"C{position + 1}" for position in range(len(words))]
+
+
+@dataclass(frozen=True)
+class LeakedDataset(Dataset):
+    """A data set in whose images a burnt-in text tells the class: a shortcut of known place, for maps to find.
+
+    ``telling`` are the subsets whose images name their own class of ``leak_task``, ``misleading`` those that name one
+    drawn at random; other images, and those of no class, stay as they are. Nothing is written but runs of its own key.
+    """
+
+    leak_task: str = "planes"
+    telling: tuple[str, ...] = ("train", "development")
+    misleading: tuple[str, ...] = ()
+    corner: str = "top_right"
+
+    @cached_property
+    def key(self) -> str:
+        return digest(f"{super().key} {self.leak_task} {self.telling} {self.misleading} {self.corner}")
+
+    @property
+    def title(self) -> str:
+        return f"{super().title}, text burnt in"
+
+    def texts(self) -> list[str]:
+        """What stands in each row's image."""
+        task, subset = self.task(self.leak_task), self.metadata["subset"]
+        drawn = np.random.default_rng(self.split_seed).integers(len(task.classes), size=len(subset))
+        shown = np.where(
+            subset.isin(self.telling), self.labels(task), np.where(subset.isin(self.misleading), drawn, -1)
+        )
+        names = np.array([*class_texts(task), ""])  # -1 takes the last
+        return names[np.where(self.labels(task) >= 0, shown, -1)].tolist()
+
+    def images(self, image_size: int, *, geometry: str | None = None, progress: bool = True) -> np.ndarray:
+        """All images with their texts: uint8, shape (n_rows, image_size, image_size)."""
+        images = super().images(image_size, geometry=geometry, progress=progress)
+        return burn_text(images, self.texts(), corner=self.corner)[0]
+
+    def leak_masks(self, image_size: int) -> np.ndarray:
+        """Where the texts stand: bool, shape (n_rows, image_size, image_size)."""
+        blank = np.zeros((len(self.metadata), image_size, image_size), dtype=np.uint8)
+        return burn_text(blank, self.texts(), corner=self.corner)[1]
+
+
+def leak_text(dataset: Dataset, **choices: object) -> LeakedDataset:
+    """The data set with texts burnt in; ``choices`` are the further fields of `LeakedDataset`."""
+    return LeakedDataset(**{entry.name: getattr(dataset, entry.name) for entry in fields(Dataset)}, **choices)
