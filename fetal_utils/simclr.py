@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,11 +24,12 @@ from torch.utils.checkpoint import checkpoint
 
 from fetal_utils import models
 from fetal_utils.data import Dataset, open_dataset
-from fetal_utils.environment import torch_generator
+from fetal_utils.environment import terminate_as_interrupt, torch_generator
 from fetal_utils.epochs import GeneratorState, run_epochs
 from fetal_utils.images import ExtraImages, open_extra_images
 from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import InitialWeights, ProjectionHead, build_optimizer, initial_weights, warmup_cosine
+from fetal_utils.presets import check_known, check_type, read_yaml
 from fetal_utils.runs import RunsFailedError, RunStore, Settings, Work
 from fetal_utils.transforms import Augment, check_preset, two_views
 
@@ -300,14 +301,15 @@ def watch_development(model: SimCLR, augment: Augment, work: Work, batch_size: i
     """
     rows = work.dataset.rows("development")
     patients, table = work.dataset.patients[rows], work.dataset.metadata.iloc[rows]
-    if (n_patients := len(np.unique(patients))) < 2:
+    n_others = len(rows) - np.unique(patients, return_counts=True)[1].max(initial=0)  # at least, for each image
+    if n_others == 0:
         return {}
     size = augment.as_is.image_size
     images = work.dataset.images(size, progress=False)[rows]
     h = models.extract_features(model.encoder, images, image_size=size, device=work.device)
     planes = (table["plane"] + "/" + table["brain_plane"]).to_numpy(str)
-    voters = KNeighborsClassifier(min(10, len(rows) // 2), metric="cosine", weights="distance")
-    votes = cross_val_predict(voters, h, planes, groups=patients, cv=GroupKFold(min(5, n_patients)))
+    voters = KNeighborsClassifier(min(10, n_others), metric="cosine", weights="distance")
+    votes = cross_val_predict(voters, h, planes, groups=patients, cv=LeaveOneGroupOut())
     knn = f1_score(planes, votes, average="macro", zero_division=0)
     model.eval()
     generator, hits = torch_generator(0, 2), []  # the same views each time
@@ -347,20 +349,14 @@ def health(log: pd.DataFrame, *, batch_size: int) -> str:
 
 
 def settings_from(given: Mapping[str, str]) -> Pretrain:
-    """A pretraining's settings from texts by name; ValueError if a name is no setting or a text has another type."""
-    defaults = {entry.name: entry.default for entry in fields(Pretrain) if entry.name != "start"}
-    defaults |= {"backbone": models.OFFLINE_BACKBONE, "init": "imagenet", "extra_images": ""}
-    if unknown := sorted(set(given) - set(defaults)):
-        raise ValueError(f"-p: {unknown} are no settings of a pretraining; known are {sorted(defaults)}")
-    values = dict(defaults)
+    """A pretraining's settings from texts by name; UsageError if a name is no setting or a text has another type."""
+    values = {entry.name: entry.default for entry in fields(Pretrain) if entry.name != "start"}
+    values |= {"backbone": models.OFFLINE_BACKBONE, "init": "imagenet", "extra_images": ""}
+    check_known(given, values, "a pretraining")
     for name, text in given.items():
-        make = type(defaults[name])
-        try:
-            values[name] = {"true": True, "false": False}[text.lower()] if make is bool else make(text)
-        except (ValueError, KeyError):
-            raise ValueError(f"-p {name} {text}: expected {make.__name__}") from None
-    extra_images = values.pop("extra_images")
-    values["extra_images"] = open_extra_images(Path(extra_images).expanduser().resolve()) if extra_images else None
+        values[name] = check_type(name, read_yaml(text, f"-p {name} {text}"), type(values[name]))
+    folder = values["extra_images"] and Path(values["extra_images"]).expanduser().resolve()
+    values["extra_images"] = open_extra_images(folder)
     start = initial_weights(backbone=values.pop("backbone"), init=values.pop("init"), seed=values["seed"])
     return Pretrain(start=start, **values)
 
@@ -375,11 +371,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     options = parser.parse_args(arguments)
     results_dir = Path(options.results_dir).expanduser().resolve()
-    data_dir = Path(options.data_dir).expanduser().resolve() if options.data_dir else ""
+    data_dir = options.data_dir and Path(options.data_dir).expanduser().resolve()
     try:
-        settings = settings_from(dict(options.parameters))
-        store = RunStore(results_dir, open_dataset(data_dir, results_dir=results_dir), device=options.device)
-        (run,) = store.get([settings])
+        with terminate_as_interrupt():
+            settings = settings_from(dict(options.parameters))
+            dataset = open_dataset(data_dir, results_dir=results_dir)
+            settings.check(dataset)
+            dataset.images(settings.image_size)  # a broken picture is found now
+            (run,) = RunStore(results_dir, dataset, device=options.device).get([settings])
     except (RunsFailedError, ValueError, OSError, KeyboardInterrupt) as error:
         print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
         return {RunsFailedError: 1, KeyboardInterrupt: 130}.get(type(error), 2)
