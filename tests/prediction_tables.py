@@ -1,7 +1,13 @@
-"""Predictions tables made up for the tests."""
+"""Predictions, runs and whole studies made up for the tests."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
+
+from fetal_utils.evaluation import mean_of_present, metrics_from_confusion
 
 
 def make_predictions(true, predicted, patient, classes, *, probabilities=None, machine="Voluson E6"):
@@ -46,3 +52,82 @@ def make_patients_with_hits(hits_per_patient, n_images_per_patient):
     right = rank < np.repeat(hits_per_patient, n_images_per_patient)
     patient = np.repeat(np.arange(n_patients), n_images_per_patient)
     return make_predictions(true, np.where(right, true, 1 - true), patient, ["a", "b"])
+
+
+def make_run(predictions, classes=("a", "b"), *, n_images=40, n_patients=11, class_counts=None, **settings):
+    """As much of a finished supervised run as evaluation reads."""
+    about = {"task": "planes", "protocol": "fine_tune", "strategy": "imagenet", "label_fraction": 0.1, "draw": 0}
+    about |= {"seed": 0, **settings}
+    facts = {"classes": list(classes), "n_images": n_images, "n_patients": n_patients}
+    facts |= {"class_counts": class_counts} if class_counts else {}
+    folder = Path("-".join(map(str, about.values())))
+    return SimpleNamespace(
+        settings=SimpleNamespace(**about), record={"facts": facts}, predictions=predictions, folder=folder
+    )
+
+
+def make_scores(values, *, n_test_patients=30, n_resamples=50, spread=0.0, seed=0):
+    """Rows of `score_runs` from {(task, protocol, strategy, label_fraction, draw, seed, n_images): macro-F1}.
+
+    ``spread`` is the standard deviation of the resamples, drawn afresh for each row.
+    """
+    rng = np.random.default_rng(seed)
+    names = ["task", "protocol", "strategy", "label_fraction", "draw", "seed", "n_images"]
+    index = pd.DataFrame(list(values), columns=names).assign(metric="f1", plane="macro")
+    index = index.assign(n_patients=index["n_images"] // 2, n_test_patients=n_test_patients, key="made-up")
+    observed = np.array(list(values.values()), dtype=float)[:, None]
+    resampled = observed + spread * rng.normal(size=(len(observed), n_resamples))
+    return pd.DataFrame(np.hstack([observed, resampled]), index=pd.MultiIndex.from_frame(index))
+
+
+class SimulatedTestSet:
+    """Test images of a task, on which whole studies are simulated: predictions of many runs, judged by macro-F1.
+
+    Parameters
+    ----------
+    rng : Generator
+    n_images, n_patients, n_classes : int
+        The patients are the first of those that have weights; every patient has an image.
+    weights : ndarray, shape (1 + n_resamples, n_all_patients)
+    """
+
+    def __init__(self, rng, weights, *, n_images, n_patients, n_classes):
+        self.rng, self.weights, self.n_classes, self.n_patients = rng, weights.astype(np.float32), n_classes, n_patients
+        self.patient = np.concatenate([np.arange(n_patients), rng.integers(n_patients, size=n_images - n_patients)])
+        self.true = rng.integers(n_classes, size=n_images)
+
+    def macro_f1(self, accuracy, difficulty, *, sd_pairs, n_pairs, shares):
+        """Macro-F1 of fine-tuned pairs, shape (n_studies, n_arms, n_pairs, 1, 1 + n_resamples).
+
+        Parameters
+        ----------
+        accuracy : sequence of float
+            Share of right predictions that each arm has in truth, over patients and pairs.
+        difficulty : ndarray, shape (n_studies, n_all_patients)
+            Standard normal: how hard a patient is, for all arms (and tasks).
+        sd_pairs : float
+            Standard deviation over pairs of the difference of two arms' accuracies.
+        n_pairs : int
+        shares : (float, float, float)
+            Of what decides over a prediction: the patient; the patient with an arm; with an arm and a pair. Sum 1.
+        """
+        rng, n_arms, n_studies = self.rng, len(accuracy), len(difficulty)
+        pair = rng.normal(size=(n_studies, n_arms, n_pairs, 1)) * sd_pairs / np.sqrt(2)
+        threshold = ndtri(np.clip(np.reshape(accuracy, (-1, 1, 1)) + pair, 0.01, 0.99))
+        by_arm = rng.normal(size=(n_studies, n_arms, 1, difficulty.shape[1]))[..., self.patient]
+        by_run = rng.normal(size=(n_studies, n_arms, n_pairs, len(self.true)))
+        effects = (difficulty[:, None, None, self.patient], by_arm, by_run)
+        right = sum(np.sqrt(share) * effect for share, effect in zip(shares, effects, strict=True)) < threshold
+        wrong = (self.true + rng.integers(1, self.n_classes, size=right.shape, dtype=np.int8)) % self.n_classes
+        return self.score(np.where(right, self.true, wrong))
+
+    def score(self, predicted):
+        """Macro-F1 under all weights of predictions of shape (n_studies, n_arms, n_pairs, n_images)."""
+        shape, k, n_patients = predicted.shape[:-1], self.n_classes, self.weights.shape[1]
+        run = np.arange(np.prod(shape)).reshape(*shape, 1)
+        cells = np.ravel_multi_index(
+            np.broadcast_arrays(self.patient, run, self.true, predicted), (n_patients, run.size, k, k)
+        )
+        counts = np.bincount(cells.ravel(), minlength=n_patients * run.size * k * k).reshape(n_patients, -1)
+        confusion = (self.weights @ counts.astype(np.float32)).reshape(-1, *shape, k, k)
+        return np.moveaxis(mean_of_present(metrics_from_confusion(confusion)["f1"]), 0, -1)[..., None, :]

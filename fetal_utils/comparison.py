@@ -1,0 +1,382 @@
+"""Intervals over patients, draws and seeds: paired differences, verdicts, label equivalence, and the study's claim."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from sklearn.isotonic import IsotonicRegression
+from statsmodels.stats.multitest import multipletests
+
+from fetal_utils.evaluation import ARM, score_runs
+
+BASELINE = "imagenet"  # standard transfer learning
+ALPHA = 0.05  # chance of any false verdict in a family
+RELEVANT = 0.03  # of macro-F1: an interval within plus and minus this is no relevant difference
+MIN_LEVELS = 3  # pairs (seeds, draws) behind a verdict: of two, a 95 % interval may hold the truth in 87 % of studies
+MIN_FRACTIONS = 4  # of a curve that is read between its points
+N_EQUIVALENCE = 300  # resamples of a label equivalence, which is read off a grid of numbers anyway
+ADVANTAGE, DISADVANTAGE, EQUAL, UNRESOLVED = "advantage", "disadvantage", "no relevant difference", "not resolved"
+DEMONSTRATION = "demonstration, too few pairs for a verdict"
+ONE_SEED, TWO_SEEDS = "one seed, no finding", "two seeds, no finding"
+EXPLORATORY, INCOMPLETE = "exploratory", "fractions are missing, no verdict"
+CLAIM_TASKS = ("brain_planes", "planes")  # the gain on the first minus the gain on the second
+CLAIMS = (("simclr_imagenet", (0.1, 0.25, 0.5)), ("dual_imagenet", (0.1,)))  # over imagenet, fine-tuned; primary first
+
+
+def pick(scores: pd.DataFrame, **names: object) -> pd.DataFrame:
+    """The rows of `score_runs` whose index has these names, such as ``strategy="imagenet", label_fraction=0.1``."""
+    return scores[
+        np.logical_and.reduce([scores.index.get_level_values(level) == name for level, name in names.items()])
+    ]
+
+
+def mean_level(arm: pd.DataFrame, level: str) -> float:
+    """Mean over an arm's runs of a number in its index, say ``n_images``."""
+    return float(arm.index.get_level_values(level).to_numpy().mean())
+
+
+def align(arms: Sequence[pd.DataFrame]) -> list[np.ndarray]:
+    """Scores of several arms over the draws and seeds that all of them have, ready to be subtracted.
+
+    Parameters
+    ----------
+    arms : sequence of DataFrame
+        Rows of `score_runs`, each of one arm, all of one protocol.
+
+    Returns
+    -------
+    list of ndarray, shape (n_draws, n_seeds, 1 + n_resamples)
+        Fine-tuning pairs (draw k with seed k) lie on the first axis. A probe has every draw with every seed; where it
+        has one draw (all labels) or one seed (an encoder that nothing random made), that axis has length 1: it is
+        repeated when arms are subtracted, and so is never counted twice.
+
+    Raises
+    ------
+    ValueError
+        If no draw or seed is shared, or the crossing of a probe's draws and seeds has gaps.
+    """
+    arms, crossed = list(arms), "linear_probe" in arms[0].index.get_level_values("protocol")
+    levels = ["draw", "seed"] if crossed else ["seed"]
+    for level in levels:
+        names = [set(arm.index.unique(level)) for arm in arms]
+        shared = set.intersection(*([own for own in names if len(own) > 1 or not crossed] or names))
+        for place, own in enumerate(names):
+            kept = own if crossed and len(own) == 1 else shared
+            arms[place] = arms[place][arms[place].index.isin(kept, level=level)]
+    shapes = [[arm.index.unique(level).size for level in levels] for arm in arms]
+    if any(len(arm) == 0 or len(arm) != np.prod(shape) for arm, shape in zip(arms, shapes, strict=True)):
+        raise ValueError(f"draws and seeds {shapes} of {[*map(len, arms)]} shared runs: run all, or leave some out")
+    ordered = [arm.sort_index(level=levels).to_numpy() for arm in arms]
+    return [values.reshape(*[*shape, 1][:2], -1) for values, shape in zip(ordered, shapes, strict=True)]
+
+
+def estimate(scores: np.ndarray, *, n_patients: float) -> dict[str, np.ndarray]:
+    """Mean of scores, or of differences of scores, with its 95 % interval over draws (or pairs), seeds and patients.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (..., n_draws, n_seeds, 1 + n_resamples)
+        As `align` gives them. Column 0 is the data as they are.
+    n_patients : float
+        Test patients behind them.
+
+    Returns
+    -------
+    dict of str to ndarray, shape (...)
+        ``value, standard_error, degrees, low, high, p`` (two-sided, of a mean of 0). The variance is s^2 / n of the
+        draws, plus that of the seeds, plus that of the mean over the resamples of patients; t with Satterthwaite's
+        degrees (1946, Biometrics Bulletin 2:110).
+    """
+    mean, observed = scores.mean(axis=(-3, -2)), scores[..., 0]
+    value, parts = mean[..., 0], [(np.nanvar(mean[..., 1:], axis=-1, ddof=1), n_patients - 1)]
+    for others in (-1, -2):  # mean over seeds: a value for each draw; then the other way round
+        levels = observed.mean(axis=others)
+        if (n_levels := levels.shape[-1]) > 1:
+            parts.append((levels.var(axis=-1, ddof=1) / n_levels, n_levels - 1))
+    variance = np.asarray(sum(part for part, _ in parts))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        degrees = variance**2 / sum(part**2 / n_free for part, n_free in parts)
+        degrees, error = np.where(variance == 0, np.inf, degrees), np.sqrt(variance)
+        p = np.where(value == 0, 1.0, 2 * stats.t.sf(np.abs(value) / error, degrees))
+    half = stats.t.ppf(0.975, degrees) * error
+    found = {"value": value, "standard_error": error, "degrees": degrees, "low": value - half, "high": value + half, "p": p}
+    return {name: np.asarray(one)[()] for name, one in found.items()}  # a number where there is only one
+
+
+def label_efficiency(scores: pd.DataFrame, *, under_trained: Collection[str] = ()) -> pd.DataFrame:
+    """Rows of ``label_efficiency.csv``: mean, standard deviation over pairs, and interval of every arm's macro scores.
+
+    ``under_trained`` names strategies whose fine-tuning still gains from double its length.
+    """
+    rows = []
+    for name, arm in pick(scores, plane="macro").groupby(level=ARM, sort=False):
+        about = dict(zip(ARM, name, strict=True)) | {"n_pairs": len(arm), "sd_over_pairs": arm[0].std()}
+        about |= {level: mean_level(arm, level) for level in ("n_images", "n_patients")}
+        about["under_trained"] = about["protocol"] == "fine_tune" and about["strategy"] in under_trained
+        rows.append(about | estimate(*align([arm]), n_patients=mean_level(arm, "n_test_patients")))
+    return pd.DataFrame(rows).drop(columns=["plane", "standard_error", "degrees", "p"])
+
+
+def by_group(runs: Sequence, weights: pd.DataFrame, *, column: str, training: pd.Series) -> pd.DataFrame:
+    """Macro-F1 of one arm within each machine or operator, over the classes that it has.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Of one arm: task, protocol, strategy and label fraction.
+    weights : DataFrame
+        See `evaluation.patient_weights`.
+    column : str
+        Of the predictions: "machine" or "operator".
+    training : Series
+        That column for each training image.
+
+    Returns
+    -------
+    DataFrame
+        ``<column>, n_train_images, n_images, n_patients, n_classes, value, low, high``, a row for each value, without
+        score for fewer than two test patients. Groups differ in patients and classes too: no difference between them
+        is the machine's alone.
+    """
+    rows, predictions = [], runs[0].predictions
+    for value in sorted({*predictions[column], *training}):
+        inside = predictions[predictions[column] == value]
+        about = {column: value, "n_train_images": int((training == value).sum()), "n_images": len(inside)}
+        about |= {"n_patients": inside["patient"].nunique(), "n_classes": inside["true"].nunique()}
+        about |= dict.fromkeys(["value", "low", "high"], np.nan)
+        if about["n_patients"] > 1:
+            arm = pick(score_runs(runs, weights, metrics=["f1"], within=(column, [value])), plane="macro")
+            found = estimate(*align([arm]), n_patients=about["n_patients"])
+            about |= {name: found[name] for name in ("value", "low", "high")}
+        rows.append(about)
+    return pd.DataFrame(rows)
+
+
+# --- differences and verdicts ---
+
+
+def compare(
+    scores: pd.DataFrame,
+    declared: Sequence[tuple[str, str]],
+    *,
+    demonstration: bool = False,
+    under_trained: Collection[str] = (),
+) -> pd.DataFrame:
+    """Every declared pair of strategies, and every other strategy minus `BASELINE`, over shared draws and seeds.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        Rows of `score_runs`, all that a reader will look at together.
+    declared : sequence of (strategy, baseline)
+        Pairs that get a verdict on macro-F1, declared before anything was run.
+    demonstration : bool
+        Of too few pairs on purpose: intervals, and no verdict.
+    under_trained : collection of str
+        See `label_efficiency`.
+
+    Returns
+    -------
+    DataFrame
+        Rows of ``comparisons.csv``. A family is a task and protocol, its members are the declared pairs at all label
+        fractions; ``p_holm`` is corrected within it (Holm 1979). Other metrics and pairs have an empty verdict.
+
+    Raises
+    ------
+    ValueError
+        If there is no pair to compare.
+    """
+    rows, by = [], ["metric", "task", "protocol", "label_fraction"]
+    for name, group in pick(scores, plane="macro").groupby(level=by, sort=False):
+        about, arms = dict(zip(by, name, strict=True)), dict(list(group.groupby(level="strategy", sort=False)))
+        for pair in dict.fromkeys([*declared, *((strategy, BASELINE) for strategy in arms if strategy != BASELINE)]):
+            if set(pair) <= set(arms):
+                ours, theirs = align([arms[strategy] for strategy in pair])
+                n_draws, n_seeds, _ = (ours - theirs).shape
+                own = {"strategy": pair[0], "baseline": pair[1], "n_pairs": n_draws * n_seeds}
+                own |= {"n_images": mean_level(arms[pair[0]], "n_images"), "levels": n_draws}
+                if about["protocol"] == "linear_probe":  # all labels can be drawn in one way only
+                    own["levels"] = n_seeds if about["label_fraction"] == 1 else min(n_draws, n_seeds)
+                own["under_trained"] = about["protocol"] == "fine_tune" and bool(set(pair) & set(under_trained))
+                is_member = about["metric"] == "f1" and pair in declared
+                own["family"] = f"{about['task']}, {about['protocol']}" if is_member else ""
+                n_patients = mean_level(arms[pair[0]], "n_test_patients")
+                rows.append(about | own | estimate(ours - theirs, n_patients=n_patients))
+    if not rows:
+        raise ValueError(f"nothing to compare: run {BASELINE!r} and another strategy at one label fraction")
+    table = pd.DataFrame(rows).rename(columns={"value": "difference"})
+    return add_verdicts(table, demonstration=demonstration).drop(columns="levels")
+
+
+def add_verdicts(table: pd.DataFrame, *, demonstration: bool = False) -> pd.DataFrame:
+    """Add ``p_holm, resolved, verdict`` to rows with ``family, levels, difference, low, high, p``."""
+    table = table.assign(p_holm=np.nan, verdict="")
+    members = table["family"] != ""
+    judged = members & (table["levels"] >= MIN_LEVELS) & table["p"].notna() & (not demonstration)
+    for _, family in table[judged].groupby("family"):
+        table.loc[family.index, "p_holm"] = multipletests(family["p"], alpha=ALPHA, method="holm")[1]
+    table["resolved"] = table["p_holm"] <= ALPHA
+    table.loc[members, "verdict"] = [judge(row, demonstration=demonstration) for _, row in table[members].iterrows()]
+    return table
+
+
+def judge(row: pd.Series, *, demonstration: bool = False) -> str:
+    """The verdict, in this module's words, on a row with ``levels, difference, low, high, resolved``."""
+    if demonstration or row["levels"] < MIN_LEVELS:
+        return DEMONSTRATION if demonstration else ONE_SEED if row["levels"] < 2 else TWO_SEEDS
+    if row["resolved"]:
+        return ADVANTAGE if row["difference"] > 0 else DISADVANTAGE
+    return EQUAL if row["low"] >= -RELEVANT and row["high"] <= RELEVANT else UNRESOLVED
+
+
+def power(table: pd.DataFrame, *, gains: Sequence[float] = (0.05, 0.10, 0.15)) -> pd.DataFrame:
+    """With which probability this study would have seen gains of these sizes, its own standard errors given.
+
+    ``table`` has ``standard_error, degrees`` and ``family``, whose members share `ALPHA` as at Holm's first step; the
+    result has a column more for each gain, the upper tail of the noncentral t.
+    """
+    n_tests = table.groupby("family")["family"].transform("size")
+    critical = stats.t.isf(ALPHA / n_tests / 2, table["degrees"])
+    tails = {gain: stats.nct.sf(critical, table["degrees"], gain / table["standard_error"]) for gain in gains}
+    return table.assign(**{f"gain of {gain:.2f}": tail for gain, tail in tails.items()})
+
+
+# --- label equivalence ---
+
+
+def label_equivalence(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``equivalence.csv``: the labelled images with which `BASELINE` reaches each arm's macro-F1.
+
+    ``n_equivalent`` is infinite where all its labels do not suffice, 0 where its fewest are more than enough, NaN
+    where it has fewer than four label fractions; ``reading`` says so in words. See `find_crossing`.
+    """
+    rows, by = [], ["task", "protocol", "strategy", "label_fraction"]
+    macro = pick(scores, metric="f1", plane="macro")
+    for name, arm in macro.groupby(level=by, sort=False):
+        group = pick(macro, task=name[0], protocol=name[1], strategy=BASELINE)
+        curve = [one for _, one in group.groupby(level="label_fraction")]
+        if curve and name[2] != BASELINE:
+            about = dict(zip(by, name, strict=True)) | {"baseline": BASELINE, "n_pairs": len(arm)}
+            about |= {"n_images": mean_level(arm, "n_images"), "score": arm[0].mean()}
+            found = {"n_equivalent": np.nan, "low": np.nan, "high": np.nan, "reading": "too few fractions"}
+            rows.append(about | (find_crossing(arm, curve) if len(curve) >= MIN_FRACTIONS else found))
+    return pd.DataFrame(rows)
+
+
+def find_crossing(arm: pd.DataFrame, curve: Sequence[pd.DataFrame]) -> dict[str, object]:
+    """Where a monotone curve through a baseline's arms, one per label fraction, reaches the score of one arm.
+
+    The curve is fitted to the means by isotonic regression and straight in log n between them. The interval holds the
+    numbers at which the difference of arm and curve may be 0 at 95 % (Fieller's way); it may be open to either side.
+    """
+    target, *points = (scores[..., : 1 + N_EQUIVALENCE] for scores in align([arm, *curve]))
+    knots = np.log([mean_level(one, "n_images") for one in curve])
+    fitted = IsotonicRegression().fit_transform(knots, [point[..., 0].mean() for point in points])
+    pooled = np.isclose(fitted[:, None], fitted, rtol=0, atol=1e-12)  # fractions between which the fit has no step
+    x = np.unique([*knots, *np.linspace(knots[0], knots[-1], 201)])
+    between = np.column_stack([np.interp(x, knots, unit) for unit in np.eye(len(knots))])  # (n_numbers, n_fractions)
+    weights = (between @ (pooled / pooled.sum(axis=1))).T[..., None, None, None]
+    ahead = target - sum(weight * point for weight, point in zip(weights, points, strict=True))  # falls with x
+    found = estimate(ahead, n_patients=mean_level(arm, "n_test_patients"))
+    numbers, reached = np.exp([*x, np.inf]), np.ones(1, dtype=bool)
+    ends = [found["value"] <= 1e-12, found["low"] <= 0, found["high"] < 0]
+    n, low, high = (numbers[np.concatenate([end, reached]).argmax()] for end in ends)
+    n = 0.0 if found["value"][0] < -1e-12 else n
+    low, high = (0.0 if end == numbers[0] else end for end in (low, high))
+    reading = f"{n:.0f} labelled images" if n else f"fewer than {numbers[0]:.0f} labelled images"
+    reading = reading if n < np.inf else f"not reached with {numbers[-2]:.0f} labelled images"
+    return {"n_equivalent": n, "low": low, "high": high, "reading": reading}
+
+
+# --- the claim ---
+
+
+def claim(scores: pd.DataFrame, *, demonstration: bool = False, under_trained: Collection[str] = ()) -> pd.DataFrame:
+    """Rows of ``claim.csv``: how much more fine-tuning gains on brain planes than on planes, patients of both together.
+
+    Returns
+    -------
+    DataFrame
+        For each of `CLAIMS` its declared row first (the mean over the fractions in ``label_fraction``), then each
+        fraction, then three equal numbers of labelled images within the range of both tasks (``matching`` "number";
+        arms with four fractions, straight in log n). Each stands on two scales: "f1", and "relative", which is
+        gain / (1 - F1 of the baseline). Only declared rows on the first scale have a verdict, one of them is primary.
+        ``n_images`` is that of brain planes. Empty where an arm or a task is missing.
+    """
+    rows, macro = [], pick(scores, metric="f1", plane="macro", protocol="fine_tune")
+    arms = dict(list(macro.groupby(level=["task", "strategy", "label_fraction"])))
+    for strategy, declared in CLAIMS:
+        keys = list(itertools.product(CLAIM_TASKS, (strategy, BASELINE)))
+        found = [f for f in sorted({key[2] for key in arms}) if all((*key, f) in arms for key in keys)]
+        if not found:
+            continue
+        curves = np.array(align([arms[(*key, f)] for key in keys for f in found]))
+        ours, theirs = np.moveaxis(curves.reshape(2, 2, len(found), *curves.shape[1:]), 1, 0)  # (task, fraction, ...)
+        numbers = np.array([[mean_level(arms[task, BASELINE, f], "n_images") for f in found] for task in CLAIM_TASKS])
+        n_patients = max(mean_level(arm, "n_test_patients") for arm in arms.values())
+        about = {"protocol": "fine_tune", "strategy": strategy, "baseline": BASELINE, "n_pairs": curves.shape[1]}
+        about["under_trained"] = bool({strategy, BASELINE} & set(under_trained))
+        for (is_declared, point, weights), scale in itertools.product(
+            points_of_claim(found, declared, numbers), ("f1", "relative")
+        ):
+            gain, base = (np.einsum("tpf,tf...->tp...", weights, one) for one in (ours - theirs, theirs))
+            if scale == "relative":  # a ratio of means, around which its pairs are linearised
+                room, mean_room = 1 - base, (1 - base).mean(axis=(2, 3), keepdims=True)
+                ratio = gain.mean(axis=(2, 3), keepdims=True) / mean_room
+                gain = ratio + (gain - ratio * room) / mean_room
+            gain = gain.mean(axis=1)  # (task, n_pairs, 1, 1 + n_resamples)
+            found_now = estimate(gain[0] - gain[1], n_patients=n_patients)
+            row = about | point | {"scale": scale, "primary": is_declared and scale == "f1", "verdict": EXPLORATORY}
+            row |= {"levels": row["n_pairs"], "difference": found_now.pop("value"), **found_now}
+            row["resolved"] = row["p"] <= ALPHA
+            if row["primary"]:
+                is_whole = point["label_fraction"] == name_fractions(declared)
+                row["verdict"] = judge(row, demonstration=demonstration) if is_whole or demonstration else INCOMPLETE
+            row["primary"] &= strategy == CLAIMS[0][0]
+            rows.append(row | {f"gain_{task}": one[..., 0].mean() for task, one in zip(CLAIM_TASKS, gain, strict=True)})
+    return pd.DataFrame(rows).rename(columns={"difference": "difference_of_gains"})
+
+
+def name_fractions(fractions: Sequence[float]) -> str:
+    """Label fractions as ``claim.csv`` writes them: "0.1, 0.25, 0.5"."""
+    return ", ".join(f"{fraction:g}" for fraction in fractions)
+
+
+def points_of_claim(found: Sequence[float], declared: Sequence[float], numbers: np.ndarray) -> list[tuple]:
+    """What a claim is computed at: whether it was declared, columns of the table, weights of the fractions found.
+
+    ``numbers`` are labelled images, shape (n_tasks, n_fractions); weights have shape (n_tasks, n_points, n_fractions).
+    """
+    unit, points = np.eye(len(found)), []
+    chosen = [place for place, fraction in enumerate(found) if fraction in declared]
+    for places in filter(None, [chosen, *([place] for place in range(len(found)) if [place] != chosen)]):
+        point = {"matching": "fraction", "label_fraction": name_fractions([found[place] for place in places])}
+        point["n_images"] = numbers[0, places].mean()
+        points.append((places is chosen, point, np.stack([unit[places]] * len(numbers))))
+    low, high = numbers.min(axis=1).max(), numbers.max(axis=1).min()
+    for n in np.geomspace(low, high, 3) if len(found) >= MIN_FRACTIONS and low < high else []:
+        weights = np.array([[[np.interp(np.log(n), np.log(own), one) for one in unit]] for own in numbers])
+        points.append((False, {"matching": "number", "label_fraction": "", "n_images": n}, weights))
+    return points
+
+
+def claim_sentence(table: pd.DataFrame) -> str:
+    """The primary claim as a sentence of Markdown, with a warning where its two scales differ in sign."""
+    if table.empty or not table["primary"].any():
+        return "**The claim can't be computed**: it needs fine-tuned `imagenet` and `simclr_imagenet` on both tasks."
+    row = table[table["primary"]].iloc[0]
+    other = table[(table["strategy"] == row["strategy"]) & (table["scale"] == "relative")].iloc[0]
+    text = (
+        f"With {row['label_fraction']} of the labels, fine-tuned `{row['strategy']}` gains "
+        f"**{row['difference_of_gains']:+.3f}** more macro-F1 over `{row['baseline']}` on brain planes "
+        f"({row['gain_brain_planes']:+.3f}) than on planes ({row['gain_planes']:+.3f}), 95 % interval {row['low']:+.3f} to "
+        f"{row['high']:+.3f}, {row['n_pairs']} pairs; as a share of what `{row['baseline']}` leaves to gain "
+        f"{other['difference_of_gains']:+.3f} ({other['low']:+.3f} to {other['high']:+.3f}): **{row['verdict']}**."
+    )
+    if row["difference_of_gains"] * other["difference_of_gains"] < 0:
+        text += " The two scales differ in sign: which task gains more depends on how a gain is measured."
+    return text + (" An arm of it is under-trained." if row["under_trained"] else "")
