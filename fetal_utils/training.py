@@ -260,8 +260,7 @@ class DualTask(FineTune):
 
 
 def classification_loss(logits: Tensor, labels: Tensor, *, class_weights: Tensor) -> Tensor:
-    """Class-weighted cross-entropy, shape (): summed and divided by the batch size, as torch's own mean divides by the
-    weights of the labels in the batch, so that the rate would change from batch to batch."""
+    """Class-weighted cross-entropy, shape (), over the batch size: torch's mean divides by the batch's weights."""
     return F.cross_entropy(logits.float(), labels, weight=class_weights, reduction="sum") / len(labels)
 
 

@@ -1,0 +1,254 @@
+"""The strategies that the study compares, the runs of its grid, and the trials by which their settings are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from fetal_utils.data import Dataset
+from fetal_utils.environment import project_path
+from fetal_utils.models import Features, initial_weights
+from fetal_utils.runs import Run, Settings
+from fetal_utils.simclr import Pretrain
+from fetal_utils.training import DualTask, FineTune, LinearProbe, Supervised
+
+PROTOCOLS = ("fine_tune", "linear_probe")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way from first weights to a classifier."""
+
+    init: str  # before any training of the study: random, imagenet or a safetensors file, from the repository root
+    pretrains: bool = False  # SimCLR comes before the labels
+    dual: bool = False  # SimCLR is learned together with the labels
+    same_views: bool = False  # a control of cost: fine-tuned for the views of pretraining and fine-tuning together
+    baselines: tuple[str, ...] = ()  # what it is compared with, declared before anything was run
+    lr: float = 5e-4  # of its fine-tuning, for both tasks: chosen by `plan_trials`
+    n_views: int = 12_800  # labelled views of its fine-tuning, chosen likewise
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Those that make sense: what is learned with its classifier, or only for longer, has no encoder to freeze."""
+        return PROTOCOLS[:1] if self.dual or self.same_views else PROTOCOLS
+
+
+# A strategy of one's own is one entry more, before the runs are asked for:
+#     STRATEGIES["fetal_net"] = Strategy(init="weights/fetal_net.safetensors")
+STRATEGIES = {
+    "scratch": Strategy("random"),
+    "imagenet": Strategy("imagenet"),
+    "simclr_scratch": Strategy("random", pretrains=True, baselines=("scratch",)),
+    "simclr_imagenet": Strategy("imagenet", pretrains=True, baselines=("imagenet", "imagenet_same_views")),
+    "dual_scratch": Strategy("random", dual=True, baselines=("scratch",)),  # settings of dual_imagenet, not tried
+    "dual_imagenet": Strategy("imagenet", dual=True, baselines=("imagenet", "imagenet_same_views")),
+    "imagenet_same_views": Strategy("imagenet", same_views=True),
+}
+DECLARED = tuple((name, baseline) for name, about in STRATEGIES.items() for baseline in about.baselines)
+
+
+def find_strategy(name: str) -> Strategy:
+    """The strategy of that name, or a ValueError with the known ones."""
+    if name not in STRATEGIES:
+        raise ValueError(f"strategy={name!r} is unknown; known are {list(STRATEGIES)}")
+    return STRATEGIES[name]
+
+
+def supervised_run(
+    strategy: str,
+    *,
+    dataset: Dataset,
+    protocol: str,
+    task: str,
+    backbone: str,
+    image_size: int,
+    label_fraction: float = 1.0,
+    draw: int = 0,
+    seed: int = 0,
+    evaluate_on: str = "test",
+    pretraining: Mapping[str, object] | None = None,
+    training: Mapping[str, object] | None = None,
+) -> Supervised:
+    """The settings of a supervised run, with all that it needs.
+
+    ``pretraining`` holds further fields of `Pretrain`, ``training`` of `FineTune` and `DualTask`, where ``lr`` and
+    ``n_views`` of 0 are the strategy's own; what a strategy does not do takes no notice of them. ``seed`` is also that
+    of random weights and of the pretraining. With all labels there is one draw, 0; a probe of an encoder that nothing
+    random made has seed 0. ValueError if strategy or protocol is unknown, or they do not go together.
+    """
+    about = find_strategy(strategy)
+    if protocol not in about.protocols:
+        raise ValueError(f"protocol={protocol!r} does not go with strategy={strategy!r}: expected {about.protocols}")
+    init = about.init if about.init in ("random", "imagenet") else project_path(about.init)
+    start = initial_weights(backbone=backbone, init=init, seed=seed)
+    contrast = Pretrain(start=start, image_size=image_size, seed=seed, **(pretraining or {}))
+    source = contrast if about.pretrains else start
+    asked = {"task": task, "strategy": strategy, "label_fraction": label_fraction, "evaluate_on": evaluate_on}
+    asked |= {"seed": seed, "draw": draw if label_fraction < 1 else 0}
+    if protocol == "linear_probe":
+        features = Features(source=source, image_size=image_size)
+        return LinearProbe(**asked | {"seed": seed if about.pretrains else start.seed}, features=features)
+    asked |= {"source": source, "image_size": image_size} | (training or {})
+    asked["lr"], asked["n_views"] = asked.get("lr") or about.lr, asked.get("n_views") or about.n_views
+    weight = asked.pop("contrastive_weight", DualTask.contrastive_weight)
+    if about.dual:
+        unused = {name: getattr(Pretrain, name) for name in ("lr", "weight_decay", "warmup_fraction", "optimizer")}
+        return DualTask(**asked, contrast=replace(contrast, **unused), contrastive_weight=weight)
+    if about.same_views:
+        asked["n_views"] += contrast.cost(dataset)["views"]
+    return FineTune(**asked)
+
+
+def grid(
+    dataset: Dataset,
+    *,
+    strategies: Sequence[str],
+    tasks: Sequence[str],
+    protocols: Sequence[str],
+    label_fractions: Sequence[float],
+    fine_tune_fractions: Sequence[float],
+    dual_fractions: Sequence[float],
+    n_draws: int,
+    n_pairs: int,
+    **about: object,
+) -> list[Supervised]:
+    """All supervised runs of 04, each once, pairs outermost: what an early stop leaves is whole pairs.
+
+    Pair k of a fine-tuning is draw k, pretraining seed k and training seed k; probes cross ``n_draws`` draws with
+    ``n_pairs`` seeds. ``dual_fractions`` are those of what costs a pretraining in every run: ``dual_*`` and
+    ``imagenet_same_views``; ``label_fractions`` those of probes. ``about``: what else `supervised_run` takes.
+    """
+    runs = []
+    for seed, protocol, task, strategy in product(range(n_pairs), protocols, tasks, strategies):
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol={protocol!r} is unknown; known are {PROTOCOLS}")
+        arm, probed = find_strategy(strategy), protocol == "linear_probe"
+        fractions = label_fractions if probed else dual_fractions if arm.dual or arm.same_views else fine_tune_fractions
+        if protocol in arm.protocols:
+            cells = product(fractions, range(n_draws) if probed else [seed])
+            asked = {"dataset": dataset, "protocol": protocol, "task": task, "seed": seed, **about}
+            runs += [supervised_run(strategy, label_fraction=part, draw=draw, **asked) for part, draw in cells]
+    return list(dict.fromkeys(runs))
+
+
+# --- trials ---
+
+TRIED = {"imagenet": (0.25, 1.0), "simclr_imagenet": (0.25, 1.0), "scratch": (1.0,), "simclr_scratch": (1.0,)}
+TRIED |= {"dual_imagenet": (0.25,), "imagenet_same_views": (0.25,)}  # at which label fractions
+RATES = (0.4, 2.5)  # times the strategy's own
+PRETRAININGS = ({"lr": 5e-4}, {"lr": 2e-3}, {"n_epochs": 80}, {"temperature": 0.1})  # else `Pretrain`'s own
+DEFAULT, LONGER, OF_SIMCLR = "default", "double length", "SimCLR: "  # settings in words
+CELL = ["protocol", "task", "label_fraction", "draw", "seed"]  # what a trial shares with the default it is judged by
+LENGTHS = ("n_views", "n_epochs")
+RELEVANT = 0.02  # macro-F1
+
+
+def plan_trials(dataset: Dataset, *, backbone: str, image_size: int) -> dict[Supervised, str]:
+    """The runs of the trials, all judged on development patients, each with the setting that it tries in words.
+
+    Rates at the real length, and double the length. Two pairs, crossed with both tasks; where a run costs a
+    pretraining, and for the length, pair 0 is of one task and pair 1 of the other. Beside them probes, which cost no
+    views.
+    """
+    tasks, planned = ("planes", "brain_planes"), {}
+    every_cell, two_cells = list(product(tasks, (0, 1))), list(zip(tasks, (0, 1), strict=True))
+    about = {"dataset": dataset, "backbone": backbone, "image_size": image_size, "evaluate_on": "development"}
+
+    def add(setting: str, strategy: str, fraction: float, cells: list, protocols: Sequence[str], **changed) -> None:
+        for protocol, (task, pair) in product(protocols, cells):
+            cell = {"protocol": protocol, "task": task, "label_fraction": fraction, "draw": pair, "seed": pair}
+            planned.setdefault(supervised_run(strategy, **about, **cell, **changed), setting)
+
+    for strategy, fraction in ((strategy, fraction) for strategy, parts in TRIED.items() for fraction in parts):
+        arm = STRATEGIES[strategy]
+        cells = two_cells if arm.dual or arm.same_views else every_cell
+        add(DEFAULT, strategy, fraction, cells, arm.protocols)
+        for rate in RATES:
+            add(f"lr x {rate:g}", strategy, fraction, cells, PROTOCOLS[:1], training={"lr": rate * arm.lr})
+        if not arm.same_views:
+            twice = {"pretraining": {"n_epochs": 2 * Pretrain.n_epochs}} if arm.dual else {}
+            add(LONGER, strategy, fraction, two_cells, PROTOCOLS[:1], training={"n_views": 2 * arm.n_views}, **twice)
+    for changed in PRETRAININGS:
+        words = OF_SIMCLR + ", ".join(f"{name} {value:g}" for name, value in changed.items())
+        add(words, "simclr_imagenet", 0.25, every_cell, PROTOCOLS, pretraining=changed)
+    return planned
+
+
+def with_dependencies(wanted: Iterable[Settings]) -> list[Settings]:
+    """Runs and all that they need, each once: what a cost is summed over."""
+    found = dict.fromkeys(wanted)
+    for settings in list(found):
+        found |= dict.fromkeys(with_dependencies(settings.dependencies()))
+    return list(found)
+
+
+def development_scores(runs: Iterable[Run]) -> pd.DataFrame:
+    """What supervised runs reached on development patients, with the settings that trials vary: a row for each run."""
+    rows = []
+    for run in runs:
+        settings, record = run.settings, run.record
+        contrast = getattr(settings, "contrast", getattr(settings, "features", settings).source)
+        row = {"strategy": settings.strategy} | {name: getattr(settings, name) for name in CELL}
+        row |= {name: getattr(settings, name, np.nan) for name in ("lr", "n_views")}
+        row |= {"pretraining_lr": getattr(contrast, "lr", np.nan)}
+        row |= {name: getattr(contrast, name, np.nan) for name in ("n_epochs", "temperature")}
+        row |= {"development_macro_f1": record["facts"]["development_macro_f1"]}
+        rows.append(row | {"views": record["facts"]["views_seen"], "seconds": record["seconds"]})
+    return pd.DataFrame(rows)
+
+
+def gains(trials: pd.DataFrame, setting: str) -> pd.Series:
+    """Paired differences of one strategy's setting to its default, one for each cell that has both."""
+    tried, default = (trials[trials["setting"] == name].set_index(CELL) for name in (setting, DEFAULT))
+    return (tried["development_macro_f1"] - default["development_macro_f1"]).dropna()
+
+
+def choose(trials: pd.DataFrame) -> pd.DataFrame:
+    """What is kept of the settings tried, `development_scores` with their ``setting``; a row for each but the default.
+
+    The default stays unless another is better by one standard error of the paired difference; of several the best.
+    ``widen`` names what would have to be tried further, as the value ``kept`` lies at the edge of those tried; that
+    fewer views or epochs were not tried is no edge, as they only cost less.
+    """
+    rows, is_default = [], trials["setting"] == DEFAULT
+    of_simclr = trials["setting"].str.startswith(OF_SIMCLR)
+    for (strategy, _), tried in trials[~is_default].groupby(["strategy", of_simclr[~is_default]], sort=False):
+        own = pd.concat([tried, trials[is_default & (trials["strategy"] == strategy)]])
+        found = {setting: gains(own, setting) for setting in tried["setting"].unique()}
+        table = pd.DataFrame({"n": d.size, "gain": d.mean(), "standard_error": d.sem()} for d in found.values())
+        table.insert(0, "setting", list(found))
+        better = table[table["gain"] > table["standard_error"]]
+        kept = better.loc[better["gain"].idxmax(), "setting"] if len(better) else DEFAULT
+        widen = []
+        for name in ("lr", "pretraining_lr", "temperature", *LENGTHS):
+            value, values = own.loc[own["setting"] == kept, name].max(), sorted(own[name].dropna().unique())
+            edges = values[-1:] if name in LENGTHS else values[:1] + values[-1:]
+            widen += [name] if len(values) > 1 and value in edges else []
+        rows.append(table.assign(strategy=strategy, kept=kept, widen=", ".join(widen)))
+    return pd.concat(rows, ignore_index=True)
+
+
+def under_trained(trials: pd.DataFrame) -> set[str]:
+    """Strategies for which double the length gains more than 0.02 macro-F1, mean over pairs and tasks."""
+    return {name for name, own in trials.groupby("strategy") if gains(own, LONGER).mean() > RELEVANT}
+
+
+def training_warnings(scores: pd.DataFrame) -> list[str]:
+    """Sentences on `development_scores`, means over draws and seeds: what is fine-tuned below its own probe by more
+    than 0.02, and probes after pretraining below the one before."""
+    mean = scores.groupby(["protocol", "strategy", "task", "label_fraction"])["development_macro_f1"].mean()
+    found = []
+    for (protocol, strategy, task, fraction), score in mean.items():
+        where = f"{strategy}, {task}, {fraction:.0%} of the labels"
+        about, probe = find_strategy(strategy), mean.get(("linear_probe", strategy, task, fraction), -np.inf)
+        if protocol == "fine_tune" and score < probe - RELEVANT:
+            found.append(f"{where}: fine-tuned {score:.3f}, below its own probe, {probe:.3f}")
+        starts = [name for name, one in STRATEGIES.items() if one.init == about.init and not one.pretrains]
+        before = mean.get(("linear_probe", starts[0], task, fraction), -np.inf)
+        if protocol == "linear_probe" and about.pretrains and score < before:
+            found.append(f"{where}: the probe after pretraining, {score:.3f}, below the one before, {before:.3f}")
+    return found
