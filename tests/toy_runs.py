@@ -1,11 +1,18 @@
-"""Runs without images or networks, for tests of the store: what they write is known by hand."""
+"""Runs without images, for tests of the store: what they write is known by hand, or trained in milliseconds."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+from safetensors.torch import save_file
+
+from fetal_utils.environment import replace_file, torch_generator, write_table
+from fetal_utils.epochs import GeneratorState, run_epochs
 from fetal_utils.runs import RunStore, Settings, Work
 
 
@@ -24,7 +31,10 @@ class ToyDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Sum(Settings):
-    """Writes ``term`` plus the sum of the run it starts from; a line in ``computed.txt`` tells that it ran."""
+    """Writes ``term`` plus the total of the run it starts from; a line in ``computed.txt`` tells that it ran.
+
+    ``broken`` makes it fail; with ``waits_for`` it ends only when the results folder holds a file of that name.
+    """
 
     kind: ClassVar[str] = "sum"
     weights: ClassVar[tuple[str, ...]] = ("value.txt",)
@@ -32,6 +42,7 @@ class Sum(Settings):
     start: Sum | None = None
     scale: float = 1.0
     broken: bool = False
+    waits_for: str = ""
 
     def check(self, dataset: ToyDataset) -> None:
         if self.term < 0:
@@ -41,11 +52,46 @@ class Sum(Settings):
         with (work.store.results_dir / "computed.txt").open("a") as file:
             file.write(f"{self.term}\n")
         (work.folder / "half.txt").write_text("written before the end")
+        while self.waits_for and not (work.store.results_dir / self.waits_for).exists():
+            time.sleep(0.01)
         if self.broken:
-            raise RuntimeError(f"term {self.term} is broken")
-        total = self.term + (value_of(work.store, self.start) if self.start else 0)
-        (work.folder / "value.txt").write_text(str(total))
-        work.facts["total"] = total
+            raise RuntimeError(f"term {self.term} is broken\nin a second line")
+        work.facts["total"] = self.term + (value_of(work.store, self.start) if self.start else 0)
+        (work.folder / "value.txt").write_text(str(work.facts["total"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift(Settings):
+    """A layer of ``width ** 2`` weights that learns at random, epoch by epoch, with an optimizer that has a memory."""
+
+    kind: ClassVar[str] = "drift"
+    weights: ClassVar[tuple[str, ...]] = ("weights.safetensors",)
+    seed: int = 0
+    n_epochs: int = 3
+    width: int = 8
+
+    def compute(self, work: Work) -> None:
+        generator = torch_generator(self.seed, 0)
+        layer = torch.nn.Linear(self.width, self.width, bias=False)
+        torch.nn.init.zeros_(layer.weight)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+
+        def train_epoch(epoch: int) -> dict:
+            note_epoch(work, epoch)
+            inputs, target = torch.randn(2, self.width, self.width, generator=generator)
+            loss = (layer(inputs) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss.item()}
+
+        parts = {"layer": layer, "optimizer": optimizer, "generator": GeneratorState(generator)}
+        log = run_epochs(work, train_epoch, n_epochs=self.n_epochs, parts=parts, desc="drift")
+        replace_file(work.folder / "weights.safetensors", lambda path: save_file(layer.state_dict(), path))
+        write_table(log[["loss"]], work.folder / "predictions.csv")
+
+
+note_epoch: Callable[[Work, int], object] = lambda work, epoch: None  # noqa: E731 (for tests that count epochs)
 
 
 def toy_store(results_dir: Path, *, key: str = "toy") -> RunStore:
@@ -60,3 +106,11 @@ def computed(store: RunStore) -> list[int]:
     """Terms of the runs that were really computed, in order."""
     path = store.results_dir / "computed.txt"
     return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def unfinished(store: RunStore, settings: Settings) -> Path:
+    return store.folder(settings).with_suffix(".partial")
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())

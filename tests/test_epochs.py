@@ -1,0 +1,93 @@
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+from toy_runs import Drift, files_of, toy_store, unfinished
+
+from fetal_utils.environment import torch_generator
+from fetal_utils.epochs import GeneratorState
+
+
+def cut_after(n_epochs):
+    """A watch that ends a run."""
+
+    def watch(settings, log):
+        if len(log) == n_epochs:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def without_times(log):
+    return log.drop(columns="seconds")
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 3])
+def test_an_interrupted_run_goes_on_after_its_last_epoch_to_the_same_weights(tmp_path, n_epochs):
+    (whole,) = toy_store(tmp_path / "whole").get([Drift()])
+    store = toy_store(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt, match=r"0 of 1 runs are finished.*Run the same again to go on"):
+        store.get([Drift()], watch=cut_after(n_epochs))
+    assert not store.folder(Drift()).exists()
+    assert files_of(unfinished(store, Drift())) == ["attempt.json", "checkpoint.pt", "log.csv"]
+    assert len(pd.read_csv(unfinished(store, Drift()) / "log.csv")) == n_epochs
+    epochs = []
+    (run,) = store.get([Drift()], watch=lambda settings, log: epochs.append(len(log)))
+    assert epochs == list(range(n_epochs + 1, 4))
+    assert run.weights.read_bytes() == whole.weights.read_bytes()
+    assert without_times(run.log).equals(without_times(whole.log))
+    assert run.log["epoch"].tolist() == [1, 2, 3]
+    assert run.log["seconds"].is_monotonic_increasing
+    assert run.record["seconds"] >= run.log["seconds"].iloc[-1]  # those before the interruption count
+    assert files_of(run.folder) == ["log.csv", "predictions.csv", "record.json", "weights.safetensors"]
+
+
+def test_a_log_is_read_as_it_was_written(tmp_path):
+    seen = []
+    (run,) = toy_store(tmp_path).get([Drift(n_epochs=5)], watch=lambda settings, log: seen.append(log))
+    pd.testing.assert_frame_equal(run.log, seen[-1], check_exact=True)
+    pd.testing.assert_frame_equal(run.predictions, seen[-1][["loss"]], check_exact=True)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100, 1000])
+def test_a_run_with_a_broken_checkpoint_begins_again_and_says_so(tmp_path, capsys, n_bytes):
+    (whole,) = toy_store(tmp_path / "whole").get([Drift()])
+    store = toy_store(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        store.get([Drift()], watch=cut_after(2))
+    path = unfinished(store, Drift()) / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    (run,) = store.get([Drift()])
+    assert "checkpoint.pt is broken" in capsys.readouterr().out
+    assert run.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_a_run_that_diverges_fails_and_keeps_its_last_checkpoint(tmp_path):
+    def watch(settings, log):
+        if len(log) == 2:
+            raise FloatingPointError("loss is nan")
+
+    store = toy_store(tmp_path)
+    with pytest.raises(RuntimeError, match="FloatingPointError: loss is nan"):
+        store.get([Drift()], watch=watch)
+    assert {"checkpoint.pt", "traceback.txt"} <= set(files_of(unfinished(store, Drift())))
+    epochs = []
+    store.get([Drift()], watch=lambda settings, log: epochs.append(len(log)))
+    assert epochs == [3]
+
+
+def test_a_generator_put_back_draws_on_as_before():
+    generator = torch_generator(1)
+    torch.rand(5, generator=generator)
+    state = GeneratorState(generator).state_dict()
+    drawn = torch.rand(5, generator=generator)
+    other = torch_generator(2)
+    GeneratorState(other).load_state_dict(state)
+    assert torch.equal(torch.rand(5, generator=other), drawn)
+
+
+def test_runs_of_other_seeds_or_lengths_are_other_runs(tmp_path):
+    runs = toy_store(tmp_path).get([Drift(), dataclasses.replace(Drift(), seed=1), Drift(n_epochs=2)])
+    assert len({run.weights.read_bytes() for run in runs}) == 3
+    assert [len(run.log) for run in runs] == [3, 3, 2]

@@ -1,0 +1,95 @@
+"""A run that is killed at any moment ends, when asked for again, as one that was left alone."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_runs import Drift, toy_store
+
+from fetal_utils.runs import run_status
+
+pytestmark = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="forks processes to be killed"
+)
+
+
+def compute_and_die(open_store, wanted, n_operations, delay_s):
+    """In a process of its own: SIGKILL before the n-th operation on the disk, or after a time."""
+    operations = itertools.count(1)
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(operation):
+        def call(*arguments, **options):
+            if next(operations) == n_operations:
+                die()
+            return operation(*arguments, **options)
+
+        return call
+
+    for owner, name in [(Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (Path, "write_text"), (os, "fsync")]:
+        setattr(owner, name, counted(getattr(owner, name)))
+    store = open_store()
+    if delay_s:
+        threading.Timer(delay_s, die).start()
+    store.get(wanted)
+    os._exit(0)  # also from a timer that still runs
+
+
+def killed(open_store, wanted, *, n_operations=0, delay_s=0.0):
+    """Whether the process was killed before all was done."""
+    context = multiprocessing.get_context("forkserver")  # whose server imports everything once, and forks
+    context.set_forkserver_preload(["fetal_utils.epochs", "safetensors.torch", "torch._dynamo"])
+    process = context.Process(target=compute_and_die, args=(open_store, wanted, n_operations, delay_s))
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def contents(store, settings):
+    """All that must be equal of a run: its files, but for times."""
+    run = store.open(settings)
+    files = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    if files.pop("log.csv", None):
+        files["log"] = run.log.drop(columns=[name for name in run.log if "seconds" in name]).to_csv()
+    del files["record.json"]
+    return files, {name: run.record[name] for name in ("settings", "data_key", "results_version", "facts", "data")}
+
+
+def test_a_run_killed_before_any_operation_on_the_disk_ends_as_one_left_alone(tmp_path):
+    wanted = [Drift(n_epochs=2)]
+    whole = toy_store(tmp_path / "whole")
+    whole.get(wanted)
+    for n_operations in itertools.count(1):
+        folder = tmp_path / str(n_operations)
+        was_killed = killed(partial(toy_store, folder), wanted, n_operations=n_operations)
+        store = toy_store(folder)
+        states = set(run_status(folder)["state"])
+        assert states <= {"done", "interrupted"}, states  # nobody holds a lock, and nothing half-written counts
+        store.get(wanted)
+        assert [contents(store, settings) for settings in wanted] == [contents(whole, settings) for settings in wanted]
+        left = {path.suffix for path in (folder / "runs").glob("*/*")}
+        assert left <= {"", ".lock"}, left
+        if not was_killed:
+            break
+    assert n_operations > 20
+
+
+def test_a_run_killed_again_and_again_trains_no_finished_epoch_twice(tmp_path):
+    """Each process gets a few operations further than the one before it."""
+    wanted, whole, store = [Drift(n_epochs=4)], toy_store(tmp_path / "whole"), toy_store(tmp_path / "cut")
+    whole.get(wanted)
+    rng, n_kills = np.random.default_rng(0), 0
+    while not store.has(wanted[0]):
+        n_kills += killed(partial(toy_store, tmp_path / "cut"), wanted, n_operations=int(rng.integers(8, 24)))
+        assert n_kills < 50
+    assert n_kills > 2
+    assert contents(store, wanted[0]) == contents(whole, wanted[0])
