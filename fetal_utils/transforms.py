@@ -88,7 +88,7 @@ def check_preset(preset: str | Sequence[Row]) -> tuple[Row, ...]:
 def build_operations(rows: Sequence[Row], image_size: int) -> list[nn.Module]:
     """kornia's operations for the rows of a preset."""
     s = dict.fromkeys(LARGEST, 0.0) | {row.operation: row.strength for row in rows}
-    p = dict.fromkeys(LARGEST, 0.0) | {row.operation: row.probability for row in rows}
+    p = dict.fromkeys(LARGEST, 0.0) | {row.operation: row.probability for row in rows if row.strength > 0}
     sigma = max(s["blur"] * image_size, 0.02)  # px
     enlarged, moved = (1.0, 1 / math.sqrt(1 - s["zoom"])), (s["shift"], s["shift"])
     p["affine"] = max(p["zoom"], p["rotate"], p["shift"])

@@ -1,0 +1,146 @@
+import math
+
+import pytest
+import torch
+from lightly.loss import NTXentLoss as LightlyNTXent
+from pytorch_metric_learning.losses import NTXentLoss as MetricLearningNTXent
+
+from fetal_utils.losses import nt_xent_loss
+
+
+def projections(n_images=6, projection_dim=16, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, n_images, projection_dim, generator=generator, dtype=dtype)
+
+
+def equation_1(z_a, z_b, temperature, not_negatives=None):
+    """Chen et al. 2020, equation 1 in plain Python: anchors i, positives j, candidates k."""
+    z = [row.tolist() for row in torch.cat([z_a, z_b])]
+    n_images = len(z_a)
+
+    def similarity(u, v):
+        return sum(a * b for a, b in zip(u, v, strict=True)) / math.hypot(*u) / math.hypot(*v)
+
+    total = 0.0
+    for i in range(2 * n_images):
+        j = (i + n_images) % (2 * n_images)
+        denominator = 0.0
+        for k in range(2 * n_images):
+            masked = not_negatives is not None and not_negatives[i % n_images][k % n_images] and k != j
+            if k != i and not masked:
+                denominator += math.exp(similarity(z[i], z[k]) / temperature)
+        total += -math.log(math.exp(similarity(z[i], z[j]) / temperature) / denominator)
+    return total / (2 * n_images)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5, 3.0])
+def test_nt_xent_equals_a_double_loop_over_equation_1(temperature):
+    z_a, z_b = projections()
+    expected = equation_1(z_a, z_b, temperature)
+    assert nt_xent_loss(z_a, z_b, temperature=temperature).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_nt_xent_equals_two_published_implementations(temperature):
+    z_a, z_b = projections(n_images=32, projection_dim=128, dtype=torch.float32)
+    loss = nt_xent_loss(z_a, z_b, temperature=temperature).item()
+    image = torch.arange(32).repeat(2)
+    assert loss == pytest.approx(LightlyNTXent(temperature=temperature)(z_a, z_b).item(), rel=1e-5)
+    metric_learning = MetricLearningNTXent(temperature=temperature)(torch.cat([z_a, z_b]), image).item()
+    assert loss == pytest.approx(metric_learning, rel=1e-5)
+
+
+@pytest.mark.parametrize("n_images", [2, 4, 100])
+def test_nt_xent_of_identical_projections_is_log_of_the_candidates(n_images):
+    z = torch.ones(n_images, 8)
+    assert nt_xent_loss(z, z, temperature=0.5).item() == pytest.approx(math.log(2 * n_images - 1), rel=1e-5)
+
+
+def test_nt_xent_is_symmetric_in_the_views_and_blind_to_image_order_and_length():
+    z_a, z_b = projections()
+    loss = nt_xent_loss(z_a, z_b, temperature=0.2).item()
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    assert nt_xent_loss(z_b, z_a, temperature=0.2).item() == pytest.approx(loss, rel=1e-12)
+    assert nt_xent_loss(z_a[order], z_b[order], temperature=0.2).item() == pytest.approx(loss, rel=1e-12)
+    assert nt_xent_loss(7 * z_a, 0.1 * z_b, temperature=0.2).item() == pytest.approx(loss, rel=1e-12)
+
+
+def test_nt_xent_gradient_is_that_of_its_differences():
+    z_a, z_b = (z.requires_grad_() for z in projections(n_images=3, projection_dim=4))
+    assert torch.autograd.gradcheck(lambda a, b: nt_xent_loss(a, b, temperature=0.3), (z_a, z_b))
+
+
+def test_nothing_flows_through_the_pair_of_an_anchor_with_itself():
+    # With every other image masked, only the positive pair is left: the loss is log(1) whatever the
+    # projections are, unless an anchor met itself.
+    z_a, z_b = (z.requires_grad_() for z in projections())
+    everything = torch.ones(6, 6, dtype=torch.bool)
+    loss = nt_xent_loss(z_a, z_b, temperature=0.1, not_negatives=everything)
+    loss.backward()
+    assert loss.item() == z_a.grad.abs().max() == z_b.grad.abs().max() == 0
+
+
+def test_masked_pairs_leave_the_denominator():
+    z_a, z_b = projections()
+    mask = torch.zeros(6, 6, dtype=torch.bool)
+    mask[0, 3] = mask[3, 0] = mask[1, 2] = mask[2, 1] = True
+    loss = nt_xent_loss(z_a, z_b, temperature=0.2, not_negatives=mask).item()
+    assert loss == pytest.approx(equation_1(z_a, z_b, 0.2, mask.tolist()), rel=1e-10)
+
+
+def test_mask_of_three_orthogonal_images_by_hand():
+    # images 0 and 1 are of one patient: their anchors have 2 negatives left, those of image 2 have 4
+    z = torch.eye(3)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
+    e = math.exp(1 / 0.5)
+    expected = (4 * math.log((e + 2) / e) + 2 * math.log((e + 4) / e)) / 6
+    assert nt_xent_loss(z, z, temperature=0.5, not_negatives=mask).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_mask_of_nothing_or_of_the_diagonal_changes_nothing():
+    z_a, z_b = projections()
+    loss = nt_xent_loss(z_a, z_b, temperature=0.2)
+    for mask in (torch.zeros(6, 6, dtype=torch.bool), torch.eye(6, dtype=torch.bool)):
+        assert nt_xent_loss(z_a, z_b, temperature=0.2, not_negatives=mask) == loss
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_loss_and_gradient_are_finite_at_extreme_temperatures(temperature, dtype):
+    z_a, z_b = (z.requires_grad_() for z in projections(dtype=torch.float32).to(dtype))
+    loss = nt_xent_loss(z_a, z_b, temperature=temperature)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss) and torch.isfinite(z_a.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_autocast_give_the_float32_loss_of_the_same_numbers(dtype):
+    half_a, half_b = projections(n_images=64, projection_dim=128, dtype=torch.float32).to(dtype)
+    expected = nt_xent_loss(half_a.float(), half_b.float(), temperature=0.05).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert nt_xent_loss(half_a.float(), half_b.float(), temperature=0.05).item() == expected
+    assert nt_xent_loss(half_a, half_b, temperature=0.05).item() == expected
+
+
+@pytest.mark.parametrize(
+    ("shape_a", "shape_b", "temperature"),
+    [
+        ((4, 8), (4, 9), 0.1),
+        ((4, 8), (5, 8), 0.1),
+        ((1, 8), (1, 8), 0.1),
+        ((8,), (8,), 0.1),
+        ((2, 3), (2, 3), 0.0),
+        ((2, 3), (2, 3), -0.1),
+        ((2, 3), (2, 3), math.nan),
+    ],
+)
+def test_shapes_and_temperatures_that_do_not_fit_are_named(shape_a, shape_b, temperature):
+    with pytest.raises(ValueError, match=rf"shapes \({shape_a[0]}.*temperature {temperature}: expected two tensors"):
+        nt_xent_loss(torch.ones(shape_a), torch.ones(shape_b), temperature=temperature)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(4, 4), torch.ones(3, 4, dtype=torch.bool)])
+def test_a_mask_of_the_wrong_kind_is_named(mask):
+    with pytest.raises(ValueError, match=r"not_negatives: .*expected bool \(4, 4\)"):
+        nt_xent_loss(torch.ones(4, 3), torch.ones(4, 3), temperature=0.1, not_negatives=mask)
