@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -118,11 +118,15 @@ def augmentation_lab(
     return ipywidgets.VBox([*controls, follow(controls, draw)])
 
 
-def follow(controls: Iterable[ipywidgets.Widget], draw: Callable[[], None]) -> ipywidgets.Image:
+def follow(controls: Sequence[ipywidgets.Widget], draw: Callable[[], None]) -> ipywidgets.Image:
     """A picture that is drawn anew, as a pyplot figure, whenever the value of a control changes."""
-    picture = ipywidgets.Image(format="png")
+    picture, shown = ipywidgets.Image(format="png"), []
 
     def redraw(_: object = None) -> None:
+        state = [(control.value, getattr(control, "options", None)) for control in controls]
+        if state == shown:  # one move of a slider with new options is two events
+            return
+        shown[:] = state
         draw()
         buffer, figure = io.BytesIO(), plt.gcf()
         figure.savefig(buffer, format="png", dpi=90)
