@@ -21,6 +21,7 @@ from distributed import Client, Future, KilledWorker, LocalCluster
 
 from fetal_utils.environment import StorageError
 
+CONNECT_S = 20.0  # s that a scheduler has to answer
 POLL_S = 2.0  # s between looks for workers that joined or left
 CHECKED: dict[str, str] = {}  # on a worker: what `check` said, for each call of `compute_graph`
 
@@ -54,13 +55,11 @@ def compute_graph(
     ----------
     dependencies : mapping of str to sequence of str
         Every name with the names that it needs; of those that are ready, the one with the longest chain goes first.
-    function : callable
-        Returns why it failed, or an empty string.
+    function, check : callable
+        Return why a task failed, and why a worker, asked before its first task, can't take part; or an empty string.
     arguments : mapping of str to tuple
     scheduler : str
         ``local:N``, or the address of a Dask scheduler.
-    check : callable
-        Asked on each worker before its first task: why it can't take part, or an empty string.
     spread_gpus : bool
         Whether each process of ``local:N`` sees only one of the GPUs.
     done : callable
@@ -108,12 +107,10 @@ def connect(scheduler: str, *, spread_gpus: bool = True) -> Iterator[tuple[Clien
             yield client, (max(CPU_COUNT // n_processes, 1), gpus)
         return
     try:
-        client = Client(scheduler, timeout="20s", set_as_default=False)
+        client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"scheduler={scheduler!r} does not answer ({error}); start one with 'dask scheduler' and give the address "
-            "that it prints, or leave scheduler empty to compute here"
-        ) from None
+        reason = f"scheduler={scheduler!r} does not answer ({error}); is that what 'dask scheduler' printed?"
+        raise ConnectionError(reason) from None
     with client:
         yield client, ()
 

@@ -1,4 +1,4 @@
-"""What a study executes: its notebooks with the values of a preset and the command line, all names and types checked."""
+"""What a study executes: its own notebooks with the values of a preset and a command line, names and types checked."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import yaml
 
 from fetal_utils.environment import PROJECT_ROOT, project_path
+from fetal_utils.runs import RunStore, Settings
 
 NOTEBOOK_DIR = PROJECT_ROOT / "notebooks"
 STUDY = (
@@ -24,10 +25,9 @@ STUDY = (
 )  # fmt: skip
 BESIDE = ("90_performance",)  # runs only when named
 REPORT = STUDY[-1]
-KEYS = {"description": str, "parameters": dict, "grid": dict, "notebooks": dict}  # of a preset's file
-AXES = ("backbone", "task")  # given as a list, they make a grid with any preset
 OPTIONS = {"data_dir", "results_dir", "scheduler"}  # of the command, for the notebooks that have them
-BEFORE_RUNS = ("parameters", "imports", "setup", "wanted")  # tags of the cells that lead to a notebook's wanted runs
+BEFORE_RUNS = {"parameters", "imports", "setup", "wanted"}  # tags of the cells that lead to a notebook's wanted runs
+KEYS = {"description": str, "parameters": dict, "grid": dict, "notebooks": dict}  # of a preset's file
 
 
 class UsageError(ValueError):
@@ -38,34 +38,32 @@ class NumberLoader(yaml.SafeLoader):
     """YAML as PyYAML reads it, with ``1e-3`` a number, as everybody means it."""
 
 
-NumberLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+EXPONENTIAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+NumberLoader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+.0123456789"))
 
 
 @dataclass(frozen=True)
 class Execution:
-    """A notebook with the values that it is executed with.
-
-    Attributes
-    ----------
-    path : Path
-    parameters : dict
-        Only what differs from the notebook's defaults.
-    results_dir : Path
-    variant : str
-        The grid's values, which tell its executed copy from others of the same notebook; may be empty.
-    """
+    """A notebook with values for parameters of it; ``name`` is that of the executed copy, with the grid's values."""
 
     path: Path
-    parameters: dict
+    name: str
     results_dir: Path
-    variant: str
+    parameters: dict
 
-    @property
-    def name(self) -> str:
-        """Of the executed copy, without ending."""
-        return ".".join(filter(None, [self.path.stem, self.variant]))
+
+@dataclass(frozen=True)
+class Wanted:
+    """The runs that a notebook asks its store for, whether it looks into their weights, and its image size or 0."""
+
+    store: RunStore
+    runs: list[Settings]
+    weights: bool
+    image_size: int
+
+    def missing(self) -> list[Settings]:
+        """Those to compute, with all that they need."""
+        return self.store.missing(self.runs, weights=self.weights)
 
 
 def read_yaml(text: str, source: str) -> object:
@@ -87,22 +85,19 @@ def read_preset(name: str) -> dict:
     ``parameters`` go to every notebook that has them, ``notebooks`` to one; a notebook that has a parameter of ``grid``
     is executed once for each of its values.
     """
-    own = Path(name).expanduser()
-    path = own if own.suffix in (".yaml", ".yml") else NOTEBOOK_DIR / "presets" / f"{name}.yaml"
+    is_path = name.endswith((".yaml", ".yml"))
+    path = Path(name).expanduser() if is_path else NOTEBOOK_DIR / "presets" / f"{name}.yaml"
     if not path.is_file():
         raise UsageError(f"--preset {name}: there is none; take {', '.join(preset_names())}, or a .yaml file's path")
-    preset = read_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path)) or {}
-    if not isinstance(preset, dict) or not preset.keys() <= KEYS.keys():
+    found = read_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path)) or {}
+    if not isinstance(found, dict) or not found.keys() <= KEYS.keys():
         raise UsageError(f"{path}: expected a mapping with some of {', '.join(KEYS)}")
-    preset = {key: preset.get(key) or kind() for key, kind in KEYS.items()}
+    preset = {key: found.get(key) or kind() for key, kind in KEYS.items()}
     for key, kind in KEYS.items():
         if not isinstance(preset[key], kind):
             raise UsageError(f"{path}: {key} is {preset[key]!r}; expected a {kind.__name__}")
-    for name, values in preset["grid"].items():
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"{path}: the grid's {name} is {values!r}; expected a list")
     for number, values in preset["notebooks"].items():
-        if not isinstance(values, dict) or not isinstance(number, str):
+        if not isinstance(number, str) or not isinstance(values, dict):
             raise UsageError(f'{path}: notebooks has {number!r}: {values!r}; expected "04" in quotes and a mapping')
     return preset
 
@@ -127,9 +122,8 @@ def read_parameters(path: Path) -> tuple[dict[str, object], dict[str, object]]:
 
 def check_type(name: str, value: object, expected: object) -> object:
     """The value of a parameter of that type, a whole number also as a float; UsageError if it is of another."""
-    kind, of = getattr(expected, "__origin__", expected), get_args(expected)
-    if kind is float and type(value) is int:
-        value = float(value)
+    kind, of = get_origin(expected) or expected, get_args(expected)
+    value = float(value) if kind is float and type(value) is int else value
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         shown = "a finite number" if kind is float else str(expected) if of else kind.__name__
         raise UsageError(f"{name}={value!r} is of type {type(value).__name__}; expected {shown}")
@@ -140,21 +134,7 @@ def check_type(name: str, value: object, expected: object) -> object:
     return value
 
 
-def choose_notebooks(only: str = "", start: str = "", *, folder: Path = NOTEBOOK_DIR) -> list[Path]:
-    """The study's notebooks in order; or those whose name starts with ``only``; or those from ``start`` on."""
-    paths = {name: folder / f"{name}.ipynb" for name in (*STUDY, *BESIDE)}
-    there = [name for name, path in paths.items() if path.is_file()]
-    chosen = [name for name in there if name.startswith(only) if only or name in STUDY]
-    if start:
-        first = next((name for name in chosen if name.startswith(start)), None)
-        chosen = chosen[chosen.index(first) :] if first else []
-    if not chosen:
-        asked = f"--only {only}: " if only else f"--from {start}: " if start else ""
-        raise UsageError(f"{asked}no such notebook in {folder}; there are {', '.join(there) or 'none of the study'}")
-    return [paths[name] for name in chosen]
-
-
-def check_known(names: Collection[str], known: Collection[str], where: str = "any notebook") -> None:
+def check_known(names: Collection[str], known: Collection[str], where: str) -> None:
     """UsageError for a name that is unknown, with what may have been meant."""
     if unknown := sorted(set(map(str, names)) - set(known)):
         close = difflib.get_close_matches(unknown[0], known, n=1)
@@ -172,59 +152,56 @@ def plan(
     preset : mapping
         As from `read_preset`.
     given : mapping of str to object
-        Values that go before the preset's; a list for one of `AXES`, or of the preset's grid, makes a grid.
+        Values that go before the preset's.
     only, start : str
-        As for `choose_notebooks`.
+        Only notebooks whose name starts so; from that notebook on.
     folder : Path
-        Of the notebooks.
+        Of the notebooks; those that are not the study's own are left alone.
 
     Raises
     ------
     UsageError
-        If a name is unknown, or not read by a notebook that would run, or a value is of another type.
+        If a notebook or a name is unknown, no chosen notebook has it, or a value is of another type.
     """
-    known = {name: read_parameters(path) for name in (*STUDY, *BESIDE) if (path := folder / f"{name}.ipynb").is_file()}
-    check_known(
-        {*preset["parameters"], *preset["grid"], *given}, {n for defaults, _ in known.values() for n in defaults}
-    )
+    paths = {name: path for name in (*STUDY, *BESIDE) if (path := folder / f"{name}.ipynb").is_file()}
+    chosen = [name for name in paths if (name.startswith(only) if only else name in STUDY and name >= start)]
+    if not any(name.startswith(start) for name in chosen):
+        raise UsageError(f"{only or start or folder}: no such notebook of the study; there are {', '.join(paths)}")
+    known = {name: read_parameters(path)[0] for name, path in paths.items()}
+    check_known({*preset["parameters"], *preset["grid"], *given}, set().union(*known.values()), "any notebook")
+    check_known(given.keys() - OPTIONS, set().union(*(known[name] for name in chosen)), "the chosen notebooks")
     own: dict[str, dict] = {}
     for number, values in preset["notebooks"].items():
-        if len(names := [name for name in known if name.startswith(number)]) != 1:
-            raise UsageError(f"the preset's notebooks have {number!r}; expected the start of one of {', '.join(known)}")
-        check_known(values, known[names[0]][0], names[0])
+        if len(names := [name for name in paths if name.startswith(number)]) != 1:
+            raise UsageError(f"the preset's notebooks have {number!r}; expected the start of one of {', '.join(paths)}")
+        check_known(values, known[names[0]], names[0])
         own[names[0]] = values
-    chosen = choose_notebooks(only, start, folder=folder)
-    check_known(set(given) - OPTIONS, {n for path in chosen for n in known[path.stem][0]}, "the chosen notebooks")
-    axes = preset["grid"] | {n: v for n, v in given.items() if isinstance(v, list) and n in {*AXES, *preset["grid"]}}
-    fixed = {name: value for name, value in given.items() if name not in axes or not isinstance(value, list)}
+    for name, values in preset["grid"].items():
+        if not check_type(name, values, list):
+            raise UsageError(f"the grid's {name} is empty; expected at least one value")
     return [
         execution
-        for path in chosen
-        for execution in variants(path, preset["parameters"], {**own.get(path.stem, {}), **fixed}, axes)
+        for name in chosen
+        for execution in variants(paths[name], preset["parameters"], own.get(name, {}) | given, preset["grid"])
     ]
 
 
-def variants(path: Path, common: Mapping, own: Mapping, axes: Mapping[str, list]) -> Iterator[Execution]:
+def variants(path: Path, common: Mapping, own: Mapping, grid: Mapping[str, list]) -> Iterator[Execution]:
     """A notebook's executions, one for each combination of the grid's values.
 
     Tables have a column for the task; any other parameter of a grid, such as the backbone, has a results folder for
     each of its values, in which every notebook is executed.
     """
     defaults, types = read_parameters(path)
-    grid = {
-        name: [own[name]] if name in own else values
-        for name, values in axes.items()
-        if name in defaults or name != "task"
-    }
-    for point in itertools.product(*grid.values()):
-        chosen = dict(zip(grid, point, strict=True))
+    axes = {n: [own[n]] if n in own else values for n, values in grid.items() if n in defaults or n != "task"}
+    for point in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, point, strict=True))
         values = {name: value for name, value in {**common, **own, **chosen}.items() if name in defaults}
         values = {name: check_type(name, value, types[name]) for name, value in values.items()}
-        results_dir = project_path(values.get("results_dir", defaults["results_dir"]))
-        for name, value in chosen.items():
-            results_dir = results_dir if name == "task" else results_dir / file_name(value)
-        values["results_dir"] = str(results_dir)
-        yield Execution(path, values, results_dir, ".".join(map(file_name, point)))
+        folders = [file_name(value) for name, value in chosen.items() if name != "task"]
+        results_dir = project_path(values.get("results_dir", defaults["results_dir"])).joinpath(*folders)
+        name = ".".join([path.stem, *map(file_name, point)])
+        yield Execution(path, name, results_dir, values | {"results_dir": str(results_dir)})
 
 
 def file_name(value: object) -> str:
@@ -232,19 +209,21 @@ def file_name(value: object) -> str:
     return re.sub(r"[^\w.+-]+", "_", str(value))
 
 
-def wanted_runs(execution: Execution) -> dict[str, object]:
-    """What a notebook's cells tagged `BEFORE_RUNS` define, executed here: its ``store`` and ``wanted`` runs among it.
+def wanted_runs(execution: Execution) -> Wanted | None:
+    """What a notebook's cells tagged `BEFORE_RUNS` ask for, executed here; None where they ask for no store.
 
-    They check the notebook's parameters and compute nothing that is wanted; UsageError with the reason if one fails.
+    They check the notebook's parameters and compute nothing; UsageError with the reason if one of them fails.
     """
-    names: dict[str, object] = {"__name__": "__main__", "display": lambda *shown, **options: None}
-    for source, tags in read_cells(execution.path):
-        try:
-            exec(compile(source, execution.path.name, "exec"), names) if tags & {*BEFORE_RUNS} else None
-        except (ValueError, OSError) as error:
-            raise UsageError(f"{execution.name}: {error}") from error
-        except Exception as error:
-            raise UsageError(f"{execution.name}: {type(error).__name__}: {error}") from error
-        if "parameters" in tags:
-            names |= execution.parameters
-    return names
+    names: dict = {"__name__": "__main__", "display": lambda *shown, **options: None}
+    for source, tags in read_cells(execution.path) if execution.path.stem != REPORT else []:  # which reads tables to be
+        if tags & BEFORE_RUNS:
+            try:
+                exec(compile(source, execution.path.name, "exec"), names)
+            except Exception as error:
+                kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+                raise UsageError(f"{execution.name}: {kind}{error}") from error
+        names |= execution.parameters if "parameters" in tags else {}
+    if not names.get("wanted", True):
+        raise UsageError(f"{execution.name} wants no run: a list among its parameters is empty")
+    options = {"weights": names.get("wanted_weights", False), "image_size": names.get("image_size", 0)}
+    return Wanted(names["store"], names.get("wanted", []), **options) if "store" in names else None
