@@ -1,22 +1,22 @@
 """A run that is killed at any moment ends, when asked for again, as one that was left alone."""
 
 import itertools
-import multiprocessing
 import os
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
-from toy_runs import Drift, toy_store
+from labelled_data import write_labelled_folder
+from toy_runs import Drift, forkserver, toy_store
 
-from fetal_utils.runs import run_status
-
-pytestmark = pytest.mark.skipif(
-    "forkserver" not in multiprocessing.get_all_start_methods(), reason="forks processes to be killed"
-)
+from fetal_utils.data import Dataset
+from fetal_utils.models import initial_weights
+from fetal_utils.runs import RunStore, run_status
+from fetal_utils.simclr import Pretrain
+from fetal_utils.training import DualTask, FineTune
 
 
 def compute_and_die(open_store, wanted, n_operations, delay_s):
@@ -45,9 +45,7 @@ def compute_and_die(open_store, wanted, n_operations, delay_s):
 
 def killed(open_store, wanted, *, n_operations=0, delay_s=0.0):
     """Whether the process was killed before all was done."""
-    context = multiprocessing.get_context("forkserver")  # whose server imports everything once, and forks
-    context.set_forkserver_preload(["fetal_utils.epochs", "safetensors.torch", "torch._dynamo"])
-    process = context.Process(target=compute_and_die, args=(open_store, wanted, n_operations, delay_s))
+    process = forkserver().Process(target=compute_and_die, args=(open_store, wanted, n_operations, delay_s))
     process.start()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
@@ -81,6 +79,39 @@ def test_a_run_killed_before_any_operation_on_the_disk_ends_as_one_left_alone(tm
         if not was_killed:
             break
     assert n_operations > 20
+
+
+def labelled_store(results_dir, data_dir):
+    return RunStore(results_dir, Dataset(data_dir, data_dir / "cache"), device="cpu", progress=False)
+
+
+def trainings():
+    """One of each kind that trains, the fine-tuning from the pretraining; fractions of a second each."""
+    start = initial_weights(backbone="test_resnet", init="random", seed=0)
+    pretraining = Pretrain(start=start, image_size=32, n_epochs=4, batch_size=32)
+    labels = {"task": "brain_planes", "label_fraction": 1.0, "draw": 0, "seed": 0}
+    budget = {"image_size": 32, "n_views": 64, "batch_size": 8} | labels
+    tuned = FineTune(strategy="simclr_scratch", source=pretraining, **budget)
+    return [pretraining, tuned, DualTask(strategy="dual_scratch", source=start, contrast=pretraining, **budget)]
+
+
+def test_trainings_killed_at_random_moments_and_while_saving_end_as_those_left_alone(tmp_path):
+    data_dir, rng = tmp_path / "data", np.random.default_rng(2)
+    write_labelled_folder(data_dir)
+    whole, cut = (labelled_store(tmp_path / name, data_dir) for name in ("whole", "cut"))
+    began = time.monotonic()
+    whole.get(trainings())
+    seconds, n_kills = time.monotonic() - began, 0
+    for moment in ("saving", "any", "saving", "any"):
+        n_operations = int(rng.integers(8, 60)) if moment == "saving" else 0
+        delay_s = rng.uniform(0, seconds / 2) if moment == "any" else 0.0
+        opened = partial(labelled_store, tmp_path / "cut", data_dir)
+        n_kills += killed(opened, trainings(), n_operations=n_operations, delay_s=delay_s)
+        assert set(run_status(tmp_path / "cut")["state"]) <= {"done", "interrupted"}
+    assert n_kills > 1
+    cut.get(trainings())
+    for settings in trainings():
+        assert contents(cut, settings) == contents(whole, settings), settings.kind
 
 
 def test_a_run_killed_again_and_again_trains_no_finished_epoch_twice(tmp_path):

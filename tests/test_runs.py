@@ -1,6 +1,5 @@
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -12,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from toy_runs import Drift, Sum, ToyDataset, computed, files_of, toy_store, unfinished, value_of
+from toy_runs import Drift, Sum, ToyDataset, computed, files_of, forkserver, toy_store, unfinished, value_of
 
 from fetal_utils import runs
 from fetal_utils.environment import StorageError, terminate_as_interrupt
@@ -253,9 +252,7 @@ def ask(results_dir, wanted, queue):
 @pytest.fixture
 def start(tmp_path):
     """Starts processes that ask for runs; none is left."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fetal_utils.epochs", "safetensors.torch", "torch._dynamo"])
-    started = []
+    context, started = forkserver(), []
 
     def begin(*wanted):
         queue = context.SimpleQueue()

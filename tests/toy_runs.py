@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -106,6 +108,15 @@ def computed(store: RunStore) -> list[int]:
     """Terms of the runs that were really computed, in order."""
     path = store.results_dir / "computed.txt"
     return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def forkserver() -> multiprocessing.context.BaseContext:
+    """Starts processes that may be killed; its server has imported what takes seconds, and forks."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("no forkserver on this system")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fetal_utils.training", "torch._dynamo"])
+    return context
 
 
 def unfinished(store: RunStore, settings: Settings) -> Path:
