@@ -219,7 +219,7 @@ class Pretrain(Settings):
             "n_epochs, projection_dim of 1 or more": min(self.n_epochs, self.projection_dim) >= 1,
             "batch_size of 2 or more": self.batch_size >= 2,
             "image_size of 8 or more": self.image_size >= 8,
-            "lr, temperature above 0": min(self.lr, self.temperature) > 0,
+            "lr, temperature above 0": self.lr > 0 and self.temperature > 0,
             "weight_decay, seed of 0 or more": min(self.weight_decay, self.seed) >= 0,
             "warmup_fraction from 0 to less than 1": 0 <= self.warmup_fraction < 1,
             "chunk_size of 0, or 2 or more": self.chunk_size == 0 or self.chunk_size >= 2,
