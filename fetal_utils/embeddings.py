@@ -76,24 +76,20 @@ def group_scores(
         ``knn_accuracy``: the label wins the vote of the nearest images of patients in other folds (images of one
         patient are alike whatever they show). ``separability``: balanced accuracy of a logistic regression on patients
         of other folds. ``silhouette``. ``..._chance``: what a space that says nothing comes to, of length 1.
-        Images of a label that only one patient has are left out.
-
-    Raises
-    ------
-    ValueError
-        If fewer than two labels have two patients.
+        Images of a label that only one patient has are left out; nothing is returned if fewer than two labels stay.
     """
     shared = pd.Series(patients).groupby(labels).transform("nunique").to_numpy() > 1
     points, labels, patients = points[shared], labels[shared], patients[shared]
     names, counts = np.unique(labels, return_counts=True)
     if len(names) < 2:
-        raise ValueError(f"{len(names)} labels are seen in two patients or more: expected at least 2; leave it out")
+        return {}
     folds = StratifiedGroupKFold(min(N_FOLDS, len(np.unique(patients))), shuffle=True, random_state=0)
-    knn = KNeighborsClassifier(n_neighbours, metric=metric)
-    linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")  # fewer patients than folds
-        votes, answers = (cross_val_predict(one, points, labels, groups=patients, cv=folds) for one in (knn, linear))
+        folds = list(folds.split(points, labels, patients))
+    knn = KNeighborsClassifier(min(n_neighbours, *(len(fitted) for fitted, _ in folds)), metric=metric)
+    linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
+    votes, answers = (cross_val_predict(one, points, labels, cv=folds) for one in (knn, linear))
     recalls = [mean_over_patients(np.where(labels == k, answers == k, np.nan), patients, weights) for k in names]
     return {
         "knn_accuracy": mean_over_patients((votes == labels).astype(float), patients, weights),
@@ -108,11 +104,11 @@ def patient_scores(points: np.ndarray, patients: np.ndarray, *, metric: str, wei
     """How far a space groups images by patient, which a classifier of planes has no use for.
 
     ``same_patient_nearest``: the nearest image is of the same patient; its ``_chance``; ``silhouette``. Images whose
-    patient has no other are left out. ValueError if there is no such patient, or only one.
+    patient has no other are left out; nothing is returned if that leaves fewer than two patients to tell apart.
     """
     n_others = pd.Series(patients).groupby(patients).transform("size").to_numpy() - 1
     if n_others.max() < 1 or n_others.max() == len(patients) - 1:
-        raise ValueError("grouping by patient needs two patients, one of them with two images: give more images")
+        return {}
     nearest = NearestNeighbors(n_neighbors=1, metric=metric).fit(points).kneighbors(return_distance=False)[:, 0]
     same, silhouettes = patients[nearest] == patients, silhouette_samples(points, patients, metric=metric)
     return {

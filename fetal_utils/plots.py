@@ -8,6 +8,7 @@ tests hold; strategies differ by marker and line too.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def set_theme() -> None:
     """The look of all figures, whatever the notebook's own theme: dark text on white, in constrained layout."""
     rc = {"figure.facecolor": "white", "figure.constrained_layout.use": True, "axes.titlelocation": "left"}
     rc |= {"axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9}
+    warnings.filterwarnings("ignore", message="The figure layout has changed to tight")  # by seaborn's grids
     sns.set_theme(style="whitegrid", rc=rc | {"legend.title_fontsize": 9, "legend.frameon": False})
 
 
@@ -231,14 +233,14 @@ def plot_cam_grid(
     if axes is None:
         size = (1.45 * len(images) + 0.4, 1.65 * len(maps) + 0.4)
         _, axes = plt.subplots(len(maps), len(images), figsize=size, squeeze=False)
-    for row, (name, stack) in zip(axes, maps.items(), strict=True):
+    for n_row, (row, (name, stack)) in enumerate(zip(axes, maps.items(), strict=True)):
         heat = np.clip(stack / max(float(np.max(stack)), 1e-12), 0, 1)
         for index, ax in enumerate(row):
             ax.imshow(images[index], cmap="gray", vmin=0, vmax=255)
             ax.imshow(heat[index], cmap="plasma", vmin=0, vmax=1, alpha=0.6 * np.sqrt(heat[index]))
             ax.set(xticks=[], yticks=[])
             answer = answers[name][index] if name in answers else titles[index]
-            title = short_name(titles[index]) if row is axes[0] or name in answers else ""
+            title = short_name(titles[index]) if n_row == 0 or name in answers else ""
             title += f"\nsays {short_name(answer)}" if name in answers else ""
             ax.set_title(title, fontsize=8, color="black" if answer == titles[index] else "#B90011")
         row[0].set_ylabel(name.replace("_", "\n"), fontsize=8)
