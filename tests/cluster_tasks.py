@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fetal_utils.environment import StorageError
+from fetal_utils.epochs import run_epochs
+from fetal_utils.runs import Settings, Work
 
 
 def note(folder: Path, line: str) -> None:
@@ -51,3 +55,19 @@ def unfit_where_told() -> str:
 
 def set_variable(name: str, value: str) -> None:
     os.environ[name] = value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epochs(Settings):
+    """A run that notes every epoch that it begins and ends its process in one of them, but only the first time."""
+
+    kind: ClassVar[str] = "epochs"
+    n_epochs: int
+    dies_in: int
+
+    def compute(self, work: Work) -> None:
+        def train_epoch(epoch: int) -> dict:
+            task(work.store.results_dir, f"epoch {epoch + 1}", "die once" if epoch + 1 == self.dies_in else "")
+            return {"loss": float(epoch)}
+
+        run_epochs(work, train_epoch, n_epochs=self.n_epochs, parts={}, desc="epochs")

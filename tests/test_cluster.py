@@ -7,16 +7,19 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import dask
 import pytest
-from cluster_tasks import fit, noted, set_variable, task, unfit_where_told
+from cluster_tasks import Epochs, fit, noted, set_variable, task, unfit_where_told
 from distributed import Client, LocalCluster
+from toy_runs import Sum, ToyDataset, computed, toy_store
 
 from fetal_utils import cluster
 from fetal_utils.cluster import UnfitWorkerError, compute_graph, local_processes
-from fetal_utils.environment import PROJECT_ROOT, StorageError
+from fetal_utils.environment import PROJECT_ROOT, StorageError, commit
+from fetal_utils.runs import RunsFailedError, find_obstacle
 
 TESTS = Path(__file__).parent
 
@@ -76,6 +79,34 @@ def test_a_killed_worker_costs_only_the_task_that_it_had(scheduler, tmp_path):
     assert compute(tmp_path, graph, scheduler=scheduler) == {}
     assert noted(tmp_path).count("unlucky") == 2
     assert set(noted(tmp_path)) == set(graph)
+
+
+def test_a_worker_killed_in_an_epoch_of_a_run_costs_that_epoch(scheduler, tmp_path):
+    (run,) = toy_store(tmp_path).get([Epochs(n_epochs=4, dies_in=3)], scheduler=scheduler)
+    assert noted(tmp_path) == [f"epoch {epoch}" for epoch in (1, 2, 3, 3, 4)]
+    assert list(run.log["epoch"]) == [1, 2, 3, 4]
+
+
+def test_runs_on_a_cluster_come_after_what_they_need_and_failures_are_named(scheduler, tmp_path):
+    store = toy_store(tmp_path)
+    broken = Sum(term=1, broken=True)
+    with pytest.raises(RunsFailedError, match=f"2 of 4 runs failed(.|\n)*needs {store.name(broken)}, which failed"):
+        store.get([Sum(term=2, start=broken), Sum(term=4, start=Sum(term=3))], scheduler=scheduler)
+    assert computed(store) == [1, 3, 4] or computed(store) == [3, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("there", "reason"),
+    [
+        ({"results_dir": Path("/nowhere")}, "does not see the results folder /nowhere"),
+        ({"data_key": "other"}, "has other images or another table in the data folder"),
+        ({"wanted_commit": "abc"}, "has code of commit .*, not abc"),
+    ],
+)
+def test_workers_without_the_folder_the_data_or_the_code_are_refused(there, reason, scheduler, tmp_path):
+    same = {"results_dir": tmp_path, "dataset": ToyDataset(), "data_key": "toy", "wanted_commit": commit()}
+    with pytest.raises(UnfitWorkerError, match=f"2 of 2 workers can't compute: worker .* {reason}"):
+        compute(tmp_path, {"a": ([], "")}, scheduler=scheduler, check=partial(find_obstacle, **same | there))
 
 
 def test_a_task_that_kills_every_worker_fails_with_the_reason_and_takes_no_other_with_it(scheduler, tmp_path):
