@@ -12,6 +12,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -80,11 +81,9 @@ class Settings:
 
 def as_json(value: object) -> object:
     """A field's value as JSON holds it; one with a ``to_dict``, say for a file's content, says itself what it is."""
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    if dataclasses.is_dataclass(value):
-        return {entry.name: as_json(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
-    return list(map(as_json, value)) if isinstance(value, (tuple, list)) else value
+    if isinstance(value, (tuple, list)):
+        return [as_json(one) for one in value]
+    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def run_key(identity: Mapping) -> str:
@@ -275,8 +274,6 @@ class RunStore:
     def compute(self, settings: Settings, *, wait: bool = True, watch: Callable | None = None) -> str | None:
         """Compute one run, whose dependencies are finished, unless it is there or failed for another process; why it
         failed in one line, or ""; None if another process computes it and this one does not ``wait``."""
-        if self.has(settings, weights=True):
-            return ""
         unfinished = self.folder(settings).with_suffix(".partial")
         lock = FileLock(unfinished.with_suffix(".lock"))  # the system frees it when this process dies
         with storage_errors(unfinished):
@@ -289,7 +286,7 @@ class RunStore:
                 tqdm.write(f"waiting for another process that computes {unfinished}, see {ATTEMPT} there")
                 lock.acquire()
         try:
-            if self.has(settings, weights=True):  # finished while this process waited
+            if self.has(settings, weights=True):  # finished meanwhile by another process
                 return ""
             return last_line(unfinished / TRACEBACK) or self._compute_locked(settings, unfinished, watch)
         finally:
@@ -315,8 +312,7 @@ class RunStore:
         except StorageError:
             raise
         except Exception as error:
-            remedy = "; try a smaller batch_size or chunk_size" if isinstance(error, torch.OutOfMemoryError) else ""
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}{remedy}"
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             text = f"{traceback.format_exc()}\n{reason}\n"
             environment.replace_file(unfinished / TRACEBACK, lambda path: path.write_text(text, encoding="utf-8"))
             return reason
@@ -328,8 +324,8 @@ def finish_folder(unfinished: Path) -> None:
     without weights, goes aside first. Who is killed in between leaves the record, so that the next call goes on here.
     """
     folder, aside = unfinished.with_suffix(""), unfinished.with_suffix(".old")
-    hidden = unfinished.glob(".*")  # half-written files, Jupyter's checkpoints
-    for path in [*(unfinished / name for name in (ATTEMPT, TRACEBACK, CHECKPOINT)), *hidden, aside]:
+    needless = (unfinished / name for name in (ATTEMPT, TRACEBACK, CHECKPOINT))
+    for path in [*needless, *unfinished.glob(".*"), aside]:  # hidden: half-written files, Jupyter's checkpoints
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if folder.exists():
         folder.replace(aside)
@@ -371,21 +367,20 @@ def run_status(results_dir: str | Path) -> pd.DataFrame:
 
 def status_row(folder: Path) -> dict:
     """A run's row of `run_status`."""
-    done, log, lock, known = folder.suffix == "", folder / "log.csv", folder.with_suffix(".lock"), {}
-    reason = last_line(folder / TRACEBACK)
+    done, log, known, reason = folder.suffix == "", folder / "log.csv", {}, last_line(folder / TRACEBACK)
     try:
         known = read_json(folder / (RECORD if done else ATTEMPT))
     except (OSError, ValueError) as error:
         reason = str(error) if done else reason  # a run that just begins has no attempt yet
-    state = "failed" if reason else "done" if done else "interrupted"
+    stopped = "failed" if reason else "done" if done else "interrupted"
+    about = known.get("settings", {}) | known.get("facts", {})
     return {
         "kind": folder.parent.name,
         "key": folder.stem,
-        "state": "running" if not done and lock.exists() and is_held(lock) else state,
-        **{name: (known.get("settings", {}) | known.get("facts", {})).get(name) for name in ABOUT_RUN},
-        **{name: known.get(name) for name in ("data_key", "results_version", "seconds")},
+        "state": "running" if not done and is_held(folder.with_suffix(".lock")) else stopped,
+        **{name: about.get(name) for name in ABOUT_RUN},
+        **{name: known.get(name) for name in ("data_key", "results_version", "seconds", "device", "host")},
         "epochs": log.read_text().count("\n") - 1 if log.exists() else None,
-        "where": " on ".join(known[name] for name in ("device", "host") if name in known),
         "reason": reason,
     }
 
@@ -393,7 +388,7 @@ def status_row(folder: Path) -> dict:
 def is_held(path: Path) -> bool:
     """Whether a live process holds a lock."""
     try:
-        with FileLock(path, timeout=0):
+        with FileLock(path, timeout=0) if path.exists() else nullcontext():
             return False
     except OSError as error:  # or no process may write there
         return isinstance(error, Timeout)

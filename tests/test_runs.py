@@ -443,5 +443,5 @@ def test_status_counts_epochs_and_names_the_device(store):
     store.get([Drift()])
     row = run_status(store.results_dir).iloc[0]
     assert row[["kind", "state", "epochs", "seed", "data_key"]].tolist() == ["drift", "done", 3, 0, "toy"]
-    assert row["where"].startswith("cpu on ")
+    assert row["device"] == "cpu"
     assert RunStore(store.results_dir, ToyDataset(), device="cpu").has(Drift())
