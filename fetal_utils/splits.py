@@ -163,7 +163,7 @@ def data_summary(
         "check": pd.DataFrame(n_shared, index=["patients in two subsets"], columns=SUBSETS),
         "warning": pd.DataFrame(0, index=[warning], columns=SUBSETS),
     }
-    if abs(share / development_fraction - 1) <= TOLERANCE:
+    if round(abs(share / development_fraction - 1), 9) <= TOLERANCE:
         del parts["warning"]
     table = pd.concat(parts, names=["about", "name"]).astype(int)[list(SUBSETS)]
     return table.assign(all=table.sum(axis=1))

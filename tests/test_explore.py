@@ -1,0 +1,140 @@
+"""What moves in JupyterLab, and the still figure that stands for it elsewhere."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from fetal_utils.explore import augmentation_lab, explore, somebody_watches
+
+TABLE = pd.DataFrame(
+    {
+        "plane": ["brain", "femur", "other"] * 10,
+        "patient": np.arange(30) // 3,
+        "machine": ["Aloka"] * 20 + ["Voluson S10"] * 10,
+    },
+    index=range(500, 530),  # as after a choice of rows
+)
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left():
+    plt.close("all")
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(params=[True, False], ids=["watched", "unwatched"])
+def watched(request, monkeypatch):
+    return watch(monkeypatch, request.param)
+
+
+def watch(monkeypatch, watched=True):
+    for name in ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD", "VSCODE_IPC_HOOK_CLI"):
+        monkeypatch.delenv(name, raising=False)
+    if watched:
+        monkeypatch.setenv("JPY_SESSION_NAME", "/notebooks/01.ipynb")
+    return watched
+
+
+@pytest.fixture
+def shown():
+    """What `show` was asked for, in order."""
+    return []
+
+
+@pytest.fixture
+def show(shown):
+    def draw(rows):
+        shown.append(rows)
+        plt.figure(figsize=(1, 1)).text(0, 0, str(rows))
+
+    return draw
+
+
+def parts(widget):
+    """Filters by name, slider, buttons and picture of an explorer."""
+    filters, (slider, previous, following) = widget.children[0].children, widget.children[1].children
+    return {one.description: one for one in filters}, slider, previous, following, widget.children[2]
+
+
+def test_a_kernel_is_watched_if_an_application_with_a_screen_started_it(watched):
+    assert somebody_watches() is watched
+
+
+def test_unwatched_a_row_or_page_stands_in_the_cell_and_there_is_no_widget(monkeypatch, show, shown):
+    watch(monkeypatch, False)
+    assert explore(TABLE, show, filters=["plane"], still=4) is None
+    assert explore(TABLE, show, page=12, still=24) is None
+    assert shown == [4, [24, 25, 26, 27, 28, 29]]
+    assert len(plt.get_fignums()) == 2
+
+
+def test_the_buttons_turn_the_page_and_go_round(monkeypatch, show, shown):
+    watch(monkeypatch)
+    _, slider, previous, following, picture = parts(explore(TABLE, show, page=12))
+    first = bytes(picture.value)
+    assert first.startswith(b"\x89PNG") and plt.get_fignums() == []
+    following.click()
+    assert slider.value == 12 and shown[-1] == [*range(12, 24)] and bytes(picture.value) != first
+    previous.click()
+    assert bytes(picture.value) == first
+    previous.click()
+    assert shown[-1][0] == 18
+
+
+def test_filters_let_through_what_fits_and_each_move_draws_once(monkeypatch, show, shown):
+    watch(monkeypatch)
+    filters, slider, *_ = parts(explore(TABLE, show, filters=["plane", "patient", "machine"]))
+    assert filters["patient"].options == ("every", *map(str, range(10)))
+    filters["machine"].value = "Voluson S10"
+    filters["plane"].value = "femur"
+    assert list(slider.options) == [22, 25, 28] and shown == [0, 20, 22]
+    slider.value = 28
+    assert shown[-1] == 28
+
+
+def test_a_filter_that_leaves_no_row_sets_the_others_back(monkeypatch, show, shown):
+    watch(monkeypatch)
+    filters, slider, *_ = parts(explore(TABLE, show, filters=["plane", "patient", "machine"], page=12))
+    filters["machine"].value = "Voluson S10"
+    filters["plane"].value = "femur"
+    filters["patient"].value = "0"
+    assert {name: one.value for name, one in filters.items()} == {"plane": "every", "patient": "0", "machine": "every"}
+    assert list(slider.options) == [0, 1, 2] == shown[-1]
+
+
+def test_an_empty_table_and_a_missing_column_are_refused(show, watched):
+    for table, filters in ((TABLE.head(0), []), (TABLE, ["brain_plane"])):
+        with pytest.raises(ValueError, match="expected a row or more"):
+            explore(table, show, filters=filters)
+
+
+# --- the augmentation lab ----------------------------------------------------------------------------
+
+IMAGES = np.stack([np.full((16, 16), gray, dtype=np.uint8) for gray in (50, 200)])
+
+
+def views(images, preset, strength, seed):
+    """Brighter by the strength, darker by the seed."""
+    return np.clip(images / 255 + 0.1 * strength * len(preset) / 4, 0, 1), images / 255 / (1 + seed)
+
+
+def test_every_control_of_the_lab_changes_the_picture_and_back(monkeypatch):
+    watch(monkeypatch)
+    *controls, picture = augmentation_lab(IMAGES, views, presets=["weak", "ultrasound"]).children
+    before = bytes(picture.value)
+    for control, value in zip(controls, (1, "ultrasound", 2.5, 7), strict=True):
+        old, control.value = control.value, value
+        assert bytes(picture.value) != before, control.description
+        control.value = old
+        assert bytes(picture.value) == before
+
+
+def test_unwatched_the_lab_is_a_figure_of_all_presets(monkeypatch):
+    watch(monkeypatch, False)
+    assert augmentation_lab(IMAGES, views, presets=["weak", "ultrasound"]) is None
+    axes = plt.gcf().axes
+    titles = [ax.get_title() + ax.get_title(loc="left") for ax in axes]
+    assert titles == ["as stored", "weak", "weak", "ultrasound", "ultrasound"] * 2
+    assert [round(float(ax.get_images()[0].get_array()[0, 0]), 3) for ax in axes[:2]] == [0.196, 0.296]
