@@ -97,12 +97,12 @@ def describe_environment(
     folder, device = project_path(results_dir), torch.device(device)
     existing = next(one for one in (folder, *folder.parents) if one.is_dir())
     rows = facts | {
-        "results": f"{folder}, {shutil.disk_usage(existing).free / 2**30:,.0f} GiB of disk free",
+        "results": folder,
+        "disk": f"{shutil.disk_usage(existing).free / 2**30:,.0f} GiB free",
         "device": f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device,
         "CPU": f"{torch.get_num_threads()} of {os.cpu_count()} cores in use by torch",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
-    return pd.DataFrame({"": {name: str(value) for name, value in rows.items()}})
+    return pd.DataFrame({"": {name: str(value) for name, value in (rows | versions()).items()}})
 
 
 class ProgressLines(tqdm.std.tqdm):

@@ -61,9 +61,8 @@ def test_generators_of_the_same_seeds_draw_alike_and_those_of_others_do_not():
 def test_the_description_of_a_machine_names_device_versions_and_a_results_folder_that_need_not_exist(tmp_path):
     table = describe_environment(tmp_path / "not" / "yet", device="cpu", data="a phantom")
     assert table.index.tolist()[0] == "data"
-    text = table.to_string(max_colwidth=None)
-    assert str(tmp_path / "not" / "yet") in text
-    assert f"torch {torch.__version__.partition('+')[0]}" in text
+    assert table.loc["results", ""] == str(tmp_path / "not" / "yet")
+    assert table.loc["torch", ""] == torch.__version__.partition("+")[0]
     assert not (tmp_path / "not").exists()
 
 
