@@ -1,12 +1,6 @@
-import dataclasses
-
 import pandas as pd
 import pytest
-import torch
 from toy_runs import Drift, files_of, toy_store, unfinished
-
-from fetal_utils.environment import torch_generator
-from fetal_utils.epochs import GeneratorState
 
 
 def cut_after(n_epochs):
@@ -75,19 +69,3 @@ def test_a_run_that_diverges_fails_and_keeps_its_last_checkpoint(tmp_path):
     epochs = []
     store.get([Drift()], watch=lambda settings, log: epochs.append(len(log)))
     assert epochs == [3]
-
-
-def test_a_generator_put_back_draws_on_as_before():
-    generator = torch_generator(1)
-    torch.rand(5, generator=generator)
-    state = GeneratorState(generator).state_dict()
-    drawn = torch.rand(5, generator=generator)
-    other = torch_generator(2)
-    GeneratorState(other).load_state_dict(state)
-    assert torch.equal(torch.rand(5, generator=other), drawn)
-
-
-def test_runs_of_other_seeds_or_lengths_are_other_runs(tmp_path):
-    runs = toy_store(tmp_path).get([Drift(), dataclasses.replace(Drift(), seed=1), Drift(n_epochs=2)])
-    assert len({run.weights.read_bytes() for run in runs}) == 3
-    assert [len(run.log) for run in runs] == [3, 3, 2]

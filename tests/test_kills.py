@@ -112,15 +112,3 @@ def test_trainings_killed_at_random_moments_and_while_saving_end_as_those_left_a
     cut.get(trainings())
     for settings in trainings():
         assert contents(cut, settings) == contents(whole, settings), settings.kind
-
-
-def test_a_run_killed_again_and_again_trains_no_finished_epoch_twice(tmp_path):
-    """Each process gets a few operations further than the one before it."""
-    wanted, whole, store = [Drift(n_epochs=4)], toy_store(tmp_path / "whole"), toy_store(tmp_path / "cut")
-    whole.get(wanted)
-    rng, n_kills = np.random.default_rng(0), 0
-    while not store.has(wanted[0]):
-        n_kills += killed(partial(toy_store, tmp_path / "cut"), wanted, n_operations=int(rng.integers(8, 24)))
-        assert n_kills < 50
-    assert n_kills > 2
-    assert contents(store, wanted[0]) == contents(whole, wanted[0])

@@ -15,7 +15,7 @@ from toy_runs import Drift, Sum, ToyDataset, computed, files_of, forkserver, toy
 
 from fetal_utils import runs
 from fetal_utils.environment import StorageError, terminate_as_interrupt
-from fetal_utils.runs import RunsFailedError, RunStore, Settings, run_status
+from fetal_utils.runs import RunsFailedError, Settings, run_status
 
 A = Sum(term=1)
 B = Sum(term=2, start=A)
@@ -433,15 +433,8 @@ def test_a_disk_that_refuses_a_checkpoint_stops_everything_and_leaves_nothing_ha
     assert store.missing([Drift(), A]) == []
 
 
-def test_an_empty_results_folder_has_an_empty_status(tmp_path):
-    table = run_status(tmp_path / "none")
-    assert table.empty
-    assert {"kind", "key", "state", "task", "strategy", "label_fraction", "draw", "seed", "reason"} <= set(table)
-
-
-def test_status_counts_epochs_and_names_the_device(store):
+def test_status_counts_epochs_and_is_empty_before_the_first_run(store):
+    assert run_status(store.results_dir).empty
     store.get([Drift()])
     row = run_status(store.results_dir).iloc[0]
     assert row[["kind", "state", "epochs", "seed", "data_key"]].tolist() == ["drift", "done", 3, 0, "toy"]
-    assert row["device"] == "cpu"
-    assert RunStore(store.results_dir, ToyDataset(), device="cpu").has(Drift())
