@@ -210,13 +210,13 @@ def gains(trials: pd.DataFrame, setting: str) -> pd.Series:
 def choose(trials: pd.DataFrame) -> pd.DataFrame:
     """What is kept of the settings tried, `development_scores` with their ``setting``; a row for each but the default.
 
-    The default stays unless another is better by one standard error of the paired difference; of several the best.
-    ``widen`` names what would have to be tried further, as the value ``kept`` lies at the edge of those tried; that
-    fewer views or epochs were not tried is no edge, as they only cost less.
+    The default stays unless another is better by one standard error of the paired difference; of several the best. A
+    word and a colon before a setting ("SimCLR: ") set apart what is chosen for itself. ``widen`` names what would have
+    to be tried further, as the value ``kept`` lies at the edge of those tried; fewer views or epochs only cost less.
     """
     rows, is_default = [], trials["setting"] == DEFAULT
-    of_simclr = trials["setting"].str.startswith(OF_SIMCLR)
-    for (strategy, _), tried in trials[~is_default].groupby(["strategy", of_simclr[~is_default]], sort=False):
+    what = trials["setting"].str.extract(r"^(\w+): ")[0].fillna("labels")
+    for (strategy, _), tried in trials[~is_default].groupby(["strategy", what[~is_default]], sort=False):
         own = pd.concat([tried, trials[is_default & (trials["strategy"] == strategy)]])
         found = {setting: gains(own, setting) for setting in tried["setting"].unique()}
         table = pd.DataFrame({"n": d.size, "gain": d.mean(), "standard_error": d.sem()} for d in found.values())

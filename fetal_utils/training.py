@@ -152,7 +152,7 @@ def linear_probe(
     """
     span = np.linalg.qr(features.T)[0] if len(features) < features.shape[1] else np.eye(features.shape[1])
     x, folds, scores = features @ span, None, [math.nan]
-    if pd.Series(patients).groupby(labels).nunique().min() < N_FOLDS:
+    if len(strengths) > 1 and pd.Series(patients).groupby(labels).nunique().min() < N_FOLDS:
         strengths = (STRENGTH_OF_FEW,)
     probes = [LogisticRegression(C=strength, class_weight="balanced", max_iter=1000) for strength in strengths]
     with threadpool_limits(1):  # matrices this small are slower on several threads
