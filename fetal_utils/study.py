@@ -1,7 +1,7 @@
 """Run the study: ``python -m fetal_utils.study --preset demo``.
 
-``status`` shows what a results folder holds. ``archive FILE`` keeps its finished runs, without weights and images (with
---data-dir also the data set's table), in a .tar.xz, .tar.gz or .zip; ``restore FILE`` puts them into a results folder.
+``status`` shows what a results folder holds. ``archive FILE`` keeps its finished runs and the data set's table, without
+weights and images, in a .tar.xz (smallest), .tar.gz or .zip; ``restore FILE`` puts them into a results folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from pathlib import Path
 import pandas as pd
 
 from fetal_utils import presets
-from fetal_utils.data import Dataset, keep_metadata
 from fetal_utils.environment import PROJECT_ROOT, check_writable, read_json, replace_file, terminate_as_interrupt
 from fetal_utils.presets import Execution, UsageError, Wanted
 from fetal_utils.runs import RECORD, RESULTS_VERSION, RunsFailedError, run_key, run_status
@@ -86,7 +85,7 @@ def run_command(options: argparse.Namespace, notebook_dir: Path) -> int:
         results_dir = Path(given["results_dir"])
         if options.command != "run":
             command = {"status": status, "archive": archive, "restore": restore}[options.command]
-            print(command(results_dir, Path(options.file or "").expanduser(), given.get("data_dir", "")))
+            print(command(results_dir, Path(options.file or "").expanduser()))
             return 0
         preset = presets.read_preset(options.preset)
         executions = presets.plan(preset, given, only=options.only, start=options.start, folder=notebook_dir)
@@ -269,7 +268,7 @@ def count_missing(wanted: list[Wanted], folders: set[Path]) -> str:
     )
 
 
-def status(results_dir: Path, *_: object) -> str:
+def status(results_dir: Path, _: Path) -> str:
     """Runs by kind and state, those that are not done, and executed notebooks; of the folders in this one, too."""
     parts = []
     for folder in [results_dir, *sorted(path for path in results_dir.glob("*") if path.is_dir())]:
@@ -290,18 +289,14 @@ def to_text(table: pd.DataFrame) -> str:
     return table.astype(object).where(table.notna(), "").to_string(index=False)
 
 
-def archive(results_dir: Path, file: Path, data_dir: str) -> str:
+def archive(results_dir: Path, file: Path) -> str:
     """Write the finished runs of a results folder into one file: the same bytes for the same runs."""
-    records = sorted(path for path in results_dir.glob(f"runs/*/*/{RECORD}") if not path.parent.suffix)
+    found = sorted(path for path in results_dir.glob(f"runs/*/*/{RECORD}") if not path.parent.suffix)
+    records = [path for path in found if read_json(path).get("results_version") == RESULTS_VERSION]
     if not records:
-        raise UsageError(f"{results_dir} holds no finished runs")
-    paths = {path.relative_to(results_dir): path for record in records for path in map(record.with_name, KEPT)}
-    with tempfile.TemporaryDirectory() as folder:
-        for choices in {tuple(sorted(read_json(path)["data"].items())) for path in records} if data_dir else ():
-            known = {name: value for name, value in choices if name in Dataset.__dataclass_fields__}
-            kept = keep_metadata(Dataset(Path(data_dir), Path(folder, "cache"), **known))
-            paths |= {path.relative_to(folder): path for path in kept.iterdir()}
-        contents = {name.as_posix(): paths[name].read_bytes() for name in sorted(paths) if paths[name].is_file()}
+        raise UsageError(f"{results_dir} holds no finished runs of results version {RESULTS_VERSION}")
+    paths = [path for record in records for path in map(record.with_name, KEPT)] + sorted(results_dir.glob("data/*"))
+    contents = {path.relative_to(results_dir).as_posix(): path.read_bytes() for path in paths if path.is_file()}
     packed = pack(contents, file.name)
     replace_file(file, lambda beside: beside.write_bytes(packed))
     return f"{file}: {len(records)} runs, {len(packed) / 1e6:.2f} MB"
@@ -323,7 +318,7 @@ def pack(contents: dict[str, bytes], file_name: str) -> bytes:
     return lzma.compress(buffer.getvalue()) if file_name.endswith("xz") else gzip.compress(buffer.getvalue(), mtime=0)
 
 
-def restore(results_dir: Path, file: Path, data_dir: str) -> str:
+def restore(results_dir: Path, file: Path) -> str:
     """Put an archive's runs into a results folder, each whole; those that are there stay as they are."""
     check_writable(results_dir)
     with tempfile.TemporaryDirectory(dir=results_dir, prefix=".restore-") as unpacked:

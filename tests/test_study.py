@@ -18,6 +18,7 @@ from study_notebooks import PARAMETERS, TESTS, outputs_of, start_command, write_
 from toy_runs import Sum, computed, toy_store
 
 from fetal_utils import cluster, study
+from fetal_utils.data import Dataset, keep_metadata
 from fetal_utils.presets import BESIDE, STUDY
 from fetal_utils.runs import RESULTS_VERSION
 from fetal_utils.study import INTERRUPTED, main
@@ -394,10 +395,11 @@ def test_an_archive_holds_finished_runs_without_weights_and_restores_them(ending
     assert computed(store) == [2, 5]
 
 
-def test_the_table_of_the_data_goes_into_the_archive_where_it_is_asked_for(finished, tmp_path):
-    data_dir = write_folder(tmp_path / "data", plane_lines(n_train=12, n_test=4))
+def test_the_kept_table_of_the_data_set_goes_with_the_runs(finished, tmp_path):
+    data_dir = write_folder(tmp_path / "source", plane_lines(n_train=12, n_test=4))
+    keep_metadata(Dataset(data_dir, finished / "cache"))
     file = tmp_path / "runs.tar.xz"
-    assert main(["archive", str(file), "--results-dir", str(finished), "--data-dir", str(data_dir)]) == 0
+    assert main(["archive", str(file), "--results-dir", str(finished)]) == 0
     assert main(["restore", str(file), "--results-dir", str(tmp_path / "other")]) == 0
     restored = tmp_path / "other" / "data"
     assert sorted(path.name for path in restored.iterdir()) == ["FETAL_PLANES_DB_data.csv", "data.json"]
