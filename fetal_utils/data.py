@@ -341,7 +341,9 @@ class Dataset:
     def images(self, image_size: int, *, geometry: str | None = None, progress: bool = True) -> np.memmap:
         """All images, decoded once: uint8, shape (n_rows, image_size, image_size)."""
         if self.kept:
-            raise FileNotFoundError(f"{self.data_dir}: only tables and runs were kept here; give the images' data_dir")
+            raise FileNotFoundError(
+                f"{self.data_dir}: only tables and runs are kept here; give a data_dir, or delete it"
+            )
         paths = image_paths(self.data_dir, self.metadata["image_name"])
         image_format = self.image_format(image_size, geometry=geometry)
         return open_images(paths, image_format, cache_dir=self.cache_dir, progress=progress)
@@ -370,7 +372,8 @@ def open_dataset(data_dir: str | Path, *, results_dir: str | Path, phantom_patie
     """
     results_dir = project_path(results_dir)
     folder = project_path(data_dir) if data_dir else results_dir / "data"
-    if not data_dir and not (folder / KEPT_NAME).exists():
+    # a results folder that has decoded images is worked in; one that came without them keeps what was found elsewhere
+    if not data_dir and ((results_dir / "cache").exists() or not (folder / KEPT_NAME).exists()):
         from fetal_utils.phantom import phantom_dir
 
         folder = phantom_dir(PROJECT_ROOT / "data", n_patients=phantom_patients, seed=0)

@@ -142,7 +142,7 @@ def data_summary(
     -------
     DataFrame
         Rows ``(about, name)``: "total" (images, patients), "class" and "machine" (images), "left out" (images by
-        reason), "check" (patients in two subsets, which is 0) and, if need be, "warning"; columns `SUBSETS`, ``all``.
+        reason), "check" (patients in two subsets, which is 0) and, if need be, "warning"; columns `SUBSETS`, ``total``.
     """
     label, subset = metadata[label_column], pd.Categorical(metadata["subset"], categories=SUBSETS)
     used = label.isin(classes).to_numpy()
@@ -166,7 +166,7 @@ def data_summary(
     if round(abs(share / development_fraction - 1), 9) <= TOLERANCE:
         del parts["warning"]
     table = pd.concat(parts, names=["about", "name"]).astype(int)[list(SUBSETS)]
-    return table.assign(all=table.sum(axis=1))
+    return table.assign(total=table.sum(axis=1))
 
 
 def leak_of_random_split(patients: Sequence[int], *, test_fraction: float) -> float:

@@ -26,6 +26,8 @@ JUDGED = (
 OF_SIMCLR = ("pretraining_lr", "n_epochs", "temperature")
 # of each table: the columns that say what a row is about, and those that hold what was found
 TABLES = {
+    "summary": (("task", "about", "name"), ("train", "development", "test", "total")),
+    "baselines": (("task", "baseline"), ("accuracy", "balanced_accuracy", "macro_f1")),
     "metrics": ((*ARM, *RUN, "plane", "metric"), (*INTERVAL, *COUNTS, "key")),
     "label_efficiency": ((*ARM, "metric"), (*INTERVAL, *COUNTS, "n_pairs", "sd_over_pairs", "under_trained")),
     "comparisons": ((*ARM, "baseline", "metric"), ("difference", *JUDGED, "p_holm", "family")),
@@ -93,7 +95,7 @@ def read(results_dir: str | Path, name: str) -> pd.DataFrame:
 
 
 def merge_tables(results_dir: str | Path, data_key: str = "") -> list[Path]:
-    """Write each table whole, ``<results_dir>/<name>.csv``, and ``runs.csv``; an empty ``data_key`` is the parts' own."""
+    """Write each table whole, ``<results_dir>/<name>.csv``, and ``runs.csv``; no ``data_key``: that of the parts."""
     names = {path.name.split(".")[0] for path in Path(results_dir, "tables").glob("*.csv")}
     tables = {name: table for name in TABLES if name in names and len(table := read(results_dir, name))}
     if tables:

@@ -155,7 +155,7 @@ def test_a_summary_worked_by_hand():
     }
     summary = summary_of(table, fraction=1 / 3)
     assert {key: row.tolist() for key, row in summary.iterrows()} == expected
-    assert list(summary.columns) == [*SUBSETS, "all"]
+    assert list(summary.columns) == [*SUBSETS, "total"]
     shared = summary_of(table.assign(patient=[1, 1, 1, 3, 3]), fraction=1 / 3)
     assert shared.loc[("check", "patients in two subsets"), "train"] == 1
 
@@ -177,8 +177,8 @@ def test_the_counts_of_the_real_table_add_up(real_table, name):
     summary = summary_of(
         table, label_column=task.label_column, classes=task.classes, left_out=task.left_out, fraction=0.2
     )
-    total = summary.groupby("about")["all"].sum()
-    assert summary.loc[("total", "images"), "all"] == total["class"] == total["machine"]
+    total = summary.groupby("about")["total"].sum()
+    assert summary.loc[("total", "images"), "total"] == total["class"] == total["machine"]
     assert total["class"] + total.get("left out", 0) == 12_400
     assert "warning" not in total
 
