@@ -18,7 +18,6 @@ from fetal_utils.images import corner_shape, digest
 
 THUMBNAIL_SIZE = 32  # px, of the pixel baselines
 PIXEL_C = 0.001  # scikit-learn's C of the pixel baselines: the best of five on the development patients of real images
-CORNERS = ("top_right", "top_left", "bottom_right", "bottom_left")
 
 
 def baseline_predictions(dataset: Dataset, task_name: str) -> dict[str, pd.DataFrame]:
@@ -79,37 +78,25 @@ def predictions_table(dataset: Dataset, task: Task, rows: np.ndarray, probabilit
     return table
 
 
-def burn_text(images: np.ndarray, texts: Sequence[str], *, corner: str = "top_right") -> tuple[np.ndarray, np.ndarray]:
-    """Write a text into a corner of each image, white in a black box; an empty text leaves the image as it is.
+def burn_text(images: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Write a text into the top right corner of images, white in a black box; an empty text leaves an image as it is.
 
     Parameters
     ----------
     images : ndarray of uint8, shape (n_images, side, side)
         Not changed.
     texts : sequence of str, length n_images
-    corner : str
-        One of `CORNERS`.
 
     Returns
     -------
-    images : ndarray of uint8, shape (n_images, side, side)
-    masks : ndarray of bool, shape (n_images, side, side)
-        True in the box.
-
-    Raises
-    ------
-    ValueError
-        If the corner is unknown, or there is not one text per image.
+    images : ndarray of uint8, masks : ndarray of bool, shape (n_images, side, side)
+        The masks are True in the box.
     """
-    if corner not in CORNERS or len(texts) != len(images):
-        raise ValueError(f"corner={corner!r}, {len(texts)} texts for {len(images)} images: expected one of {CORNERS}")
     images, masks = np.array(images), np.zeros(images.shape, dtype=bool)
     n_rows, n_columns = corner_shape(*images.shape[1:])
-    rows = slice(0, n_rows) if corner.startswith("top") else slice(-n_rows, None)
-    columns = slice(0, n_columns) if corner.endswith("left") else slice(-n_columns, None)
     for image, mask, text in zip(images, masks, texts, strict=True):
         if text:
-            image[rows, columns], mask[rows, columns] = text_box(text, n_columns, n_rows), True
+            image[:n_rows, -n_columns:], mask[:n_rows, -n_columns:] = text_box(text, n_columns, n_rows), True
     return images, masks
 
 
@@ -137,18 +124,16 @@ def class_texts(task: Task) -> list[str]:
 class LeakedDataset(Dataset):
     """A data set in whose images a burnt-in text tells the class: a shortcut of known place, for maps to find.
 
-    ``telling`` are the subsets whose images name their own class of ``leak_task``, ``misleading`` those that name one
-    drawn at random; other images, and those of no class, stay as they are. Nothing is written but runs of its own key.
+    Images of the subsets ``telling`` name their own class of ``leak_task``; others, and those of no class, stay as they
+    are. No file is written but runs of its own key.
     """
 
     leak_task: str = "planes"
     telling: tuple[str, ...] = ("train", "development")
-    misleading: tuple[str, ...] = ()
-    corner: str = "top_right"
 
     @cached_property
     def key(self) -> str:
-        return digest(f"{super().key} {self.leak_task} {self.telling} {self.misleading} {self.corner}")
+        return digest(f"{super().key} {self.leak_task} {self.telling}")
 
     @property
     def title(self) -> str:
@@ -156,23 +141,19 @@ class LeakedDataset(Dataset):
 
     def texts(self) -> list[str]:
         """What stands in each row's image."""
-        task, subset = self.task(self.leak_task), self.metadata["subset"]
-        drawn = np.random.default_rng(self.split_seed).integers(len(task.classes), size=len(subset))
-        shown = np.where(
-            subset.isin(self.telling), self.labels(task), np.where(subset.isin(self.misleading), drawn, -1)
-        )
-        names = np.array([*class_texts(task), ""])  # -1 takes the last
-        return names[np.where(self.labels(task) >= 0, shown, -1)].tolist()
+        task = self.task(self.leak_task)
+        names = np.array([*class_texts(task), ""])  # -1, of no class, takes the last
+        return np.where(self.metadata["subset"].isin(self.telling), names[self.labels(task)], "").tolist()
 
     def images(self, image_size: int, *, geometry: str | None = None, progress: bool = True) -> np.ndarray:
         """All images with their texts: uint8, shape (n_rows, image_size, image_size)."""
         images = super().images(image_size, geometry=geometry, progress=progress)
-        return burn_text(images, self.texts(), corner=self.corner)[0]
+        return burn_text(images, self.texts())[0]
 
     def leak_masks(self, image_size: int) -> np.ndarray:
         """Where the texts stand: bool, shape (n_rows, image_size, image_size)."""
         blank = np.zeros((len(self.metadata), image_size, image_size), dtype=np.uint8)
-        return burn_text(blank, self.texts(), corner=self.corner)[1]
+        return burn_text(blank, self.texts())[1]
 
 
 def leak_text(dataset: Dataset, **choices: object) -> LeakedDataset:
