@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,113 +13,11 @@ import pandas as pd
 import yaml
 
 from fetal_utils.environment import PROJECT_ROOT, project_path, read_json, write_json
-from fetal_utils.images import (
-    CSV_COLUMNS,
-    CSV_NAME,
-    IMAGE_DIR,
-    ImageFormat,
-    content_hashes,
-    digest,
-    image_paths,
-    open_images,
-)
-from fetal_utils.splits import data_summary, split_by_patient
+from fetal_utils.images import CSV_COLUMNS, CSV_NAME, ImageFormat, content_hashes, digest, image_paths, open_images
+from fetal_utils.splits import data_summary, read_metadata, split_by_patient
 
 TASKS_NAME = "tasks.yaml"
 KEPT_NAME = "data.json"  # marks a copy of the table alone, see `keep_metadata`
-
-
-def read_metadata(data_dir: str | Path, *, extra_columns: Sequence[str] = ()) -> pd.DataFrame:
-    """The table of FETAL_PLANES_DB, tidy and checked; no image is touched.
-
-    Parameters
-    ----------
-    data_dir : path
-        Folder that holds ``FETAL_PLANES_DB_data.csv`` (Burgos-Artizzu et al. 2020, doi:10.5281/zenodo.3904280).
-    extra_columns : sequence of str, optional
-        Further columns that the CSV is expected to hold (labels of a task of one's own).
-
-    Returns
-    -------
-    DataFrame
-        One row per image in the order of the file; columns ``image_name`` (no ``.png``), ``patient`` (int), ``plane``,
-        ``brain_plane``, ``operator``, ``machine``, ``split`` ("train" or "test"), then the extra columns, as text.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such table; the message names lines and columns, and what to do.
-    """
-    path = find_table(Path(data_dir))
-    raw = read_raw(path)
-    # the published header ends in "Train " and every row in a space; copies exist without them
-    names = {raw_name.strip(): tidy_name for raw_name, tidy_name in CSV_COLUMNS.items()}
-    expected, found = [*names, *extra_columns], list(raw.columns)
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected or found.count(name) > 1]
-    if missing or unknown:
-        further = f"(a further label column is announced by a task in {TASKS_NAME})"
-        problem = f"columns missing {missing}, unknown {unknown}; expected {';'.join(expected)}"
-        raise ValueError(f"{path}: {problem} {further}")
-    table = raw[expected].rename(columns=names)
-    table["image_name"] = table["image_name"].str.removesuffix(".png")
-    check_values(path, table)
-    table = table.assign(patient=table["patient"].astype(int), split=table["split"].map({"1": "train", "0": "test"}))
-    return table.reset_index(drop=True)
-
-
-def find_table(folder: Path) -> Path:
-    """The CSV of a data folder; FileNotFoundError with the remedy if it is not there."""
-    if (folder / CSV_NAME).is_file():
-        return folder / CSV_NAME
-    remedy = f"expected the folder of FETAL_PLANES_DB, with {IMAGE_DIR}/ beside the table"
-    if near := [*sorted(folder.glob(f"*/{CSV_NAME}")), *folder.parent.glob(CSV_NAME)]:
-        remedy = f"it is in {near[0].parent}: give that as data_dir"
-    elif sheets := sorted(folder.glob("*.xls*")):
-        remedy = f"save {sheets[0].name} under that name as 'CSV UTF-8', separated by ';'"
-    elif not folder.is_dir():
-        remedy = "there is no such folder"
-    raise FileNotFoundError(f"data_dir={str(folder)!r}: {CSV_NAME} is missing; {remedy}")
-
-
-def read_raw(path: Path) -> pd.DataFrame:
-    """The CSV as text, by line of the file; spaces, surplus ``;``, empty lines and Excel's ``sep=;`` are dropped."""
-    try:
-        rows = csv.reader(path.read_text(encoding="utf-8-sig").split("\n"), delimiter=";")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not in UTF-8 (Excel on Windows writes cp1252); save it as 'CSV UTF-8'") from None
-    lines = {number: [value.strip() for value in row] for number, row in enumerate(rows, 1)}
-    lines = {number: row for number, row in lines.items() if any(row) and row != ["sep=", ""]}
-    if len(lines) < 2:
-        raise ValueError(f"{path} has no rows; expected a header and one row per image")
-    header = lines.pop(min(lines))
-    while not header[-1]:
-        header.pop()
-    if len(header) == 1:
-        raise ValueError(f"{path} is not separated by ';' (it starts with {header[0][:60]!r}); save it so")
-    if longer := [number for number, row in lines.items() if any(row[len(header) :])]:
-        raise ValueError(f"{path}: line {longer[0]} holds more values than the header has columns ({len(header)})")
-    cells = [(row + [""] * len(header))[: len(header)] for row in lines.values()]
-    return pd.DataFrame(cells, index=list(lines), columns=header, dtype=str)
-
-
-def check_values(path: Path, table: pd.DataFrame) -> None:
-    """Raise a ValueError that names lines and columns whose values don't fit."""
-    names = table["image_name"]
-    n_splits = table.groupby(table["patient"].str.lstrip("0"))["split"].transform("nunique")
-    rules = [
-        ("image_name", names.str.fullmatch(r"[^/\\\0]+") & ~names.isin([".", ".."]), "a plain file name"),
-        ("image_name", ~names.duplicated(keep=False), "each name once"),
-        ("patient", table["patient"].str.fullmatch("[0-9]{1,15}"), "a whole number, 0 or more"),
-        ("split", table["split"].isin(["0", "1"]), "1 (train) or 0 (test)"),
-        ("patient", n_splits == 1, "a patient either in the training or in the test set"),
-        *((name, table[name] != "", "some text") for name in ("plane", "brain_plane", "operator", "machine")),
-    ]
-    faults = sorted((line, name, expected) for name, fits, expected in rules for line in table.index[~fits])
-    if faults:
-        shown = [f"line {line}, {name} {table[name][line]!r}: expected {expected}" for line, name, expected in faults]
-        rest = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
-        raise ValueError(f"{path}: {'; '.join(shown[:5])}{rest}")
 
 
 @dataclass(frozen=True)

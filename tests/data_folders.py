@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fetal_utils.data import CSV_COLUMNS, CSV_NAME, IMAGE_DIR
+from fetal_utils.images import CSV_COLUMNS, CSV_NAME, IMAGE_DIR
 
 HEADER = ";".join(CSV_COLUMNS)
 

@@ -24,6 +24,7 @@ from fetal_utils.data import (
     read_tasks,
 )
 from fetal_utils.images import TEXT_CORNER
+from fetal_utils.splits import write_metadata
 
 LINES = plane_lines()  # 8 rows, lines 2 to 9 of the file
 
@@ -125,6 +126,11 @@ def test_a_table_is_read_in_the_order_of_its_lines_and_text_stays_text(tmp_path)
 def test_harmless_variants_of_the_file_read_alike(tmp_path, header, lines):
     expected = read_metadata(write_table(tmp_path / "as_published", LINES))
     pd.testing.assert_frame_equal(read_metadata(write_table(tmp_path / "variant", lines, header=header)), expected)
+
+
+def test_a_written_table_is_the_published_file_byte_by_byte(real_data, real_table, tmp_path):
+    write_metadata(real_table, tmp_path)
+    assert (tmp_path / CSV_NAME).read_bytes() == (real_data / CSV_NAME).read_bytes()
 
 
 def test_the_order_of_columns_does_not_matter(tmp_path):
