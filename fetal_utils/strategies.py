@@ -232,6 +232,12 @@ def choose(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
+def mark_chosen(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials with ``chosen``: whether a row's setting is one that `choose` keeps for its strategy."""
+    kept = set(choose(trials)[["strategy", "kept"]].itertuples(index=False, name=None))
+    return trials.assign(chosen=[pair in kept for pair in zip(trials["strategy"], trials["setting"], strict=True)])
+
+
 def under_trained(trials: pd.DataFrame) -> set[str]:
     """Strategies for which double the length gains more than 0.02 macro-F1, mean over pairs and tasks."""
     return {name for name, own in trials.groupby("strategy") if gains(own, LONGER).mean() > RELEVANT}

@@ -37,7 +37,10 @@ TABLES = {
         ("difference_of_gains", "gain_brain_planes", "gain_planes", "primary", *(c for c in JUDGED if c != "n_images")),
     ),
     "robustness": (("variant", *ARM, "baseline", "metric"), ("difference", *(c for c in JUDGED if c != "verdict"))),
-    "trials": ((*ARM, *RUN, "setting"), ("lr", "n_views", *OF_SIMCLR, "development_macro_f1", "views", "seconds")),
+    "trials": (
+        (*ARM, *RUN, "setting"),
+        ("lr", "n_views", *OF_SIMCLR, "development_macro_f1", "views", "seconds", "chosen"),
+    ),
     "cam_scores": (
         (*ARM, *RUN, "method", "map", "score", "plane"),
         (*INTERVAL, "difference", "difference_low", "difference_high", *COUNTS),
