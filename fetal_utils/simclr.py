@@ -336,16 +336,16 @@ def health(log: pd.DataFrame, *, batch_size: int) -> str:
     """A log in a plain sentence: healthy, stuck at chance, collapsed, getting worse or unfinished, and why."""
     chance, first, last = math.log(2 * batch_size - 1), log["loss"].iloc[0], log["loss"].iloc[-1]
     rank = log["effective_rank"].iloc[-1] if "effective_rank" in log else math.inf
-    seen = f"loss {last:.2f} of {chance:.2f} nats at chance, effective rank {rank:.1f}"
+    seen = f"loss {first:.2f} at first, {last:.2f} at last, {chance:.2f} nats at chance; effective rank {rank:.1f}"
     if rank < 2:
         return f"Collapsed: the features of different images all but coincide ({seen}). Lower the learning rate."
     if last > 0.95 * chance:
         return f"Stuck at chance: the other view is not told from the rest ({seen}). Train longer; look at the views."
     if last > first:
-        return f"Getting worse: the loss rose from {first:.2f} ({seen}). Lower the learning rate."
+        return f"Getting worse: the loss rose ({seen}). Lower the learning rate."
     earlier = log["loss"].iloc[len(log) * 3 // 4 - 1] if len(log) >= 4 else last
     more = "; it fell by more than 5 % in the last quarter: more epochs may help" if last < 0.95 * earlier else ""
-    return f"Healthy: the loss fell from {first:.2f} and the features stay spread out ({seen}){more}."
+    return f"Healthy: the other view is found, and the features stay spread out ({seen}){more}."
 
 
 def settings_from(given: Mapping[str, str]) -> Pretrain:

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import sys
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from fetal_utils.study import main
 NOTEBOOKS = [NOTEBOOK_DIR / f"{name}.ipynb" for name in (*STUDY, *BESIDE)]
 LESSONS = NOTEBOOKS[:5]  # 06 reports what these have made, 90 stands beside the study
 SHARED = {"data_dir": "", "results_dir": "results/demo", "phantom_patients": 120}
-LIGHT = {"torch", "timm", "kornia", "numpy", "pandas", "sklearn", "fetal_utils", "__future__"}
+LIGHT = {"torch", "timm", "kornia", "numpy", "pandas", "sklearn", "fetal_utils", *sys.stdlib_module_names}
 PHANTOM = "about a **phantom**"
 
 

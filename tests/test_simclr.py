@@ -399,11 +399,15 @@ def test_effective_rank_counts_equal_directions():
 @pytest.mark.parametrize(
     ("losses", "rank", "said"),
     [
-        ([5.0, 2.0, 1.5, 1.1, 1.0, 1.0, 1.0, 1.0], 50, r"Healthy: the loss fell from 5\.00 .*50\.0\)\.$"),
+        (
+            [5.0, 2.0, 1.5, 1.1, 1.0, 1.0, 1.0, 1.0],
+            50,
+            r"Healthy: .*loss 5\.00 at first, 1\.00 at last, 5\.54 nats .*50\.0\)\.$",
+        ),
         ([5.0, 3.0, 2.0, 1.0], 50, "Healthy.*in the last quarter: more epochs may help"),
-        ([5.6, 5.5], 50, "Stuck at chance.*of 5.54 nats"),  # ln(2 x 128 - 1)
+        ([5.6, 5.5], 50, "Stuck at chance.*5.54 nats at chance"),  # ln(2 x 128 - 1)
         ([5.0, 1.0], 1.0, "Collapsed"),
-        ([2.0, 3.0], 50, "Getting worse: the loss rose from 2.00"),
+        ([2.0, 3.0], 50, "Getting worse: the loss rose .loss 2.00 at first, 3.00"),
     ],
 )
 def test_the_sentence_says_what_the_numbers_say(losses, rank, said):
