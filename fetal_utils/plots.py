@@ -274,3 +274,85 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> None:
         content[ending] = buffer.getvalue()
     for ending, drawn in content.items():  # a dot in the name stays, as in 04_differences.planes
         replace_file(path.with_name(f"{path.name}.{ending}"), lambda beside, drawn=drawn: beside.write_bytes(drawn))
+
+
+def plot_label_efficiency(curves: pd.DataFrame, axes: np.ndarray | None = None) -> np.ndarray:
+    """Macro scores against labelled images: mean over pairs, band of one standard deviation over them.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        Rows of ``label_efficiency.csv`` of one metric.
+    axes : ndarray of Axes, optional
+        One for each task and protocol, in their order of appearance.
+    """
+    panels = list(curves.groupby(["task", "protocol"], sort=False))
+    if axes is None:
+        n_columns = min(2, len(panels))
+        shape = -(-len(panels) // n_columns), n_columns
+        _, axes = plt.subplots(*shape, figsize=(5.2 * n_columns, 3.6 * shape[0] + 0.6), squeeze=False)
+    names = [name for name in STRATEGY_PALETTE if name in set(curves["strategy"])]
+    by = {"hue": "strategy", "style": "strategy", "hue_order": names, "style_order": names}
+    look = {"palette": STRATEGY_PALETTE, "markers": STRATEGY_MARKERS, "dashes": STRATEGY_DASHES, "errorbar": None}
+    for ax, ((task, protocol), own) in zip(np.ravel(axes), panels, strict=False):
+        sns.lineplot(own, x="n_images", y="value", ax=ax, legend=ax is np.ravel(axes)[0], **by, **look)
+        for name, arm in own.sort_values("n_images").groupby("strategy"):
+            spread = arm["sd_over_pairs"].fillna(0)
+            ends = arm["value"] - spread, arm["value"] + spread
+            ax.fill_between(arm["n_images"], *ends, color=STRATEGY_PALETTE.get(name), alpha=0.12, linewidth=0)
+        ax.set(xscale="log", title=f"{task}, {protocol}", xlabel="labelled images", ylabel="macro-F1, test patients")
+        ticks = sorted(set(own["n_images"].round()))
+        ax.set_xticks(ticks, [f"{n:.0f}" for n in ticks], minor=False)
+        ax.minorticks_off()
+    for ax in np.ravel(axes)[len(panels) :]:
+        ax.set_axis_off()
+    if legend := np.ravel(axes)[0].get_legend():
+        handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
+        legend.remove()
+        np.ravel(axes)[0].figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return axes
+
+
+def plot_differences(comparisons: pd.DataFrame, axes: np.ndarray | None = None) -> np.ndarray:
+    """Differences of declared pairs with 95 % intervals, a panel for each task and protocol; filled where resolved.
+
+    ``comparisons`` are rows of ``comparisons.csv`` of one metric.
+    """
+    panels = list(comparisons.groupby(["task", "protocol"], sort=False))
+    if axes is None:
+        n_rows = max(len(own) for _, own in panels)
+        _, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 1.2 + 0.3 * n_rows), squeeze=False)
+    for ax, ((task, protocol), own) in zip(np.ravel(axes), panels, strict=False):
+        own = own.sort_values(["strategy", "baseline", "label_fraction"], ignore_index=True)
+        for place, row in enumerate(own.itertuples()):
+            colour = STRATEGY_PALETTE.get(row.strategy, "#444444")
+            ax.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6)
+            fill = colour if bool(row.resolved) else "white"
+            ax.plot(row.difference, place, marker="o", color=colour, markerfacecolor=fill, markersize=6)
+        names = [f"{row.strategy} - {row.baseline}, {row.label_fraction:.0%}" for row in own.itertuples()]
+        ax.set_yticks(range(len(own)), names, fontsize=8)
+        ax.axvline(0, color="#444444", linewidth=1)
+        ax.axvspan(-0.03, 0.03, color="#888888", alpha=0.12, linewidth=0)  # no relevant difference
+        ax.set(title=f"{task}, {protocol}", xlabel="difference in macro-F1")
+        ax.invert_yaxis()
+    return axes
+
+
+def plot_claim(claim: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """The claim with its 95 % interval, then what it is made of: rows of ``claim.csv`` on the scale of F1."""
+    rows = claim[claim["scale"] == "f1"]
+    ax = ax or plt.subplots(figsize=(8, 1.0 + 0.32 * len(rows)))[1]
+    names = []
+    for place, row in enumerate(rows.itertuples()):
+        colour, is_main = STRATEGY_PALETTE.get(row.strategy, "#444444"), bool(row.primary)
+        ax.plot([row.low, row.high], [place, place], color=colour, linewidth=3.5 if is_main else 1.4)
+        ax.plot(
+            row.difference_of_gains, place, marker="D" if is_main else "o", color=colour, markersize=9 if is_main else 5
+        )
+        at = f"{row.n_images:.0f} images" if row.matching == "number" else f"{row.label_fraction} of the labels"
+        names.append(f"{'CLAIM: ' if is_main else ''}{row.strategy}, {at}")
+    ax.set_yticks(range(len(rows)), names, fontsize=9)
+    ax.axvline(0, color="#444444", linewidth=1)
+    ax.set(xlabel="gain over imagenet on brain planes minus gain on planes, macro-F1")
+    ax.invert_yaxis()
+    return ax
