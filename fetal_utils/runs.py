@@ -232,14 +232,13 @@ class RunStore:
                     return self._compute_here(missing, needs, bar, watch)
                 from fetal_utils.cluster import compute_graph  # loads `distributed`, for those who ask for it
 
-                dataset = dataclasses.replace(self.dataset)  # without what this process has read of it
-                about = self.results_dir.resolve(), dataset, self.requested_device
+                about = self.results_dir.resolve(), self.dataset, self.requested_device
                 return compute_graph(
                     needs,
                     compute_run,
                     {name: (*about, settings) for name, settings in missing.items()},
                     scheduler=scheduler,
-                    check=partial(find_obstacle, *about[:2], self.dataset.key, commit()),
+                    check=partial(find_obstacle, *about[:2], self.dataset.key, environment.code_key()),
                     spread_gpus=self.requested_device in ("auto", "cuda"),
                     done=lambda name: bar.update(),
                 )
@@ -341,11 +340,11 @@ def compute_run(results_dir: Path, dataset: Dataset, device: str, settings: Sett
     return open_store(results_dir, dataset, device=device, progress=False).compute(settings)
 
 
-def find_obstacle(results_dir: Path, dataset: Dataset, data_key: str, wanted_commit: str) -> str:
+def find_obstacle(results_dir: Path, dataset: Dataset, data_key: str, code_key: str) -> str:
     """On a worker, before its first run: why it can't take part, say for other code, data or folders, or ""."""
     open_store.cache_clear()  # the data may have changed since an earlier call
-    if commit() != wanted_commit:
-        return f"has code of commit {commit() or 'unknown'}, not {wanted_commit or 'unknown'}"
+    if environment.code_key() != code_key:
+        return f"has other code of this package ({commit() or 'no checkout'}); install the same commit there"
     if not results_dir.is_dir():
         return f"does not see the results folder {results_dir}"
     try:

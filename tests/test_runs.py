@@ -14,7 +14,7 @@ import torch
 from toy_runs import Drift, Sum, ToyDataset, computed, files_of, forkserver, toy_store, unfinished, value_of
 
 from fetal_utils import runs
-from fetal_utils.environment import StorageError, terminate_as_interrupt
+from fetal_utils.environment import StorageError, code_key, terminate_as_interrupt
 from fetal_utils.runs import RunsFailedError, Settings, run_status
 
 A = Sum(term=1)
@@ -350,11 +350,11 @@ def test_processes_of_this_machine_compute_runs_as_one_does(store):
 
 
 def test_a_worker_of_other_code_data_or_folders_is_told_why_it_cannot_take_part(store):
-    def obstacle(folder=store.results_dir, key="toy", commit=None):
-        return runs.find_obstacle(folder, ToyDataset(), key, commit or runs.commit())
+    def obstacle(folder=store.results_dir, key="toy", code=None):
+        return runs.find_obstacle(folder, ToyDataset(), key, code or code_key())
 
     assert obstacle() == ""
-    assert "has code of commit" in obstacle(commit="0123456789ab")
+    assert "has other code" in obstacle(code="0123456789ab")
     assert f"does not see the results folder {store.results_dir / 'none'}" in obstacle(store.results_dir / "none")
     assert "has other images" in obstacle(key="other")
 
