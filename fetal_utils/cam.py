@@ -31,10 +31,7 @@ PHANTOM_MASKS = {"anatomy": 1, "text": 2, "calipers": 3}  # values in the phanto
 def find_target_layer(encoder: nn.Module, *, image_size: int, min_side: int = 4) -> tuple[nn.Module, int]:
     """The deepest stage of a timm encoder whose maps are at least ``min_side`` px wide, and their side in px.
 
-    Raises
-    ------
-    ValueError
-        If the encoder has no stages with maps (a transformer), or none is that large.
+    ValueError if the encoder has no stages with maps (a transformer), or none is that large.
     """
     sides = {stage["module"]: image_size // stage["reduction"] for stage in getattr(encoder, "feature_info", [])}
     large = [name for name, side in sides.items() if side >= min_side]
@@ -70,9 +67,7 @@ def gaussian_maps(n_images: int, *, image_size: int, sigma: float = 0.25) -> np.
 
 def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Whether the peak lies in the mask, shape (n_images,); a share where several pixels are as high; NaN without mask.
-
-    Zhang et al. 2018, Int J Comput Vis 126:1084, section 4.1, without their tolerance of 15 px.
-    """
+    Zhang et al. 2018, Int J Comput Vis 126:1084, section 4.1, without their tolerance of 15 px."""
     peak = maps == maps.max(axis=(1, 2), keepdims=True)
     hits = (peak & masks).sum(axis=(1, 2)) / peak.sum(axis=(1, 2))
     return np.where(masks.any(axis=(1, 2)), hits, np.nan)
@@ -80,9 +75,7 @@ def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 def energy_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Share of a map's positive values in the mask, shape (n_images,); NaN without mask or where no value is positive.
-
-    Wang et al. 2020, arXiv:1910.01279, section 4.3.
-    """
+    Wang et al. 2020, arXiv:1910.01279, section 4.3."""
     positive = np.maximum(maps, 0, dtype=np.float64)
     total = positive.sum(axis=(1, 2))
     inside = (positive * masks).sum(axis=(1, 2))
@@ -125,22 +118,16 @@ def answer_area(model: nn.Module, start: Tensor, end: Tensor, ranks: np.ndarray,
 
 
 def road(
-    model: nn.Module,
-    inputs: Tensor,
-    ranks: np.ndarray,
-    classes: Sequence[int],
-    *,
-    percentiles: Sequence[int],
-    seed: int,
+    model: nn.Module, inputs: Tensor, ranks: np.ndarray, classes: Sequence[int], percentiles: Sequence[int]
 ) -> np.ndarray:
     """grad-cam's ROADCombined (Rong et al. 2022, arXiv:2202.00449): (n_images,), 0 for a map that knows nothing.
 
     Half of what removing the least relevant pixels leaves of the class's probability beyond what removing the most
-    relevant leaves, mean over the ``percentiles`` of pixels removed; ``seed`` is of the noise that fills them.
+    relevant leaves, mean over the ``percentiles`` of pixels removed. The noise that fills them is always the same.
     """
     measure = ROADCombined(percentiles=[100 - percentile for percentile in percentiles])  # the library's are kept
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(0)
         return measure(inputs, ranks, [ClassifierOutputSoftmaxTarget(int(k)) for k in classes], model)
 
 
@@ -164,10 +151,8 @@ def score_maps(
         "random" is among the maps; the masks are from `read_masks`.
     classes : sequence of int, length n_images
         What each map explains.
-    percentiles : sequence of int
-        Of `road`, which costs most; none leaves it out.
-    only_masks : bool
-        Leave out insertion, deletion and ROAD, which take dozens of passes.
+    percentiles, only_masks
+        Of `road`, which costs most: none leaves it out. Leave out insertion and deletion too, dozens of passes.
 
     Returns
     -------
@@ -185,7 +170,7 @@ def score_maps(
             scores["insertion"] = answer_area(model, blurred, inputs, ranks, classes)
             scores["deletion"] = answer_area(model, inputs, gray, ranks, classes)
         if percentiles and not only_masks:
-            scores["road"] = road(model, inputs, ranks, classes, percentiles=percentiles, seed=0)
+            scores["road"] = road(model, inputs, ranks, classes, percentiles)
         for kind, mask in masks.items():
             scores |= {f"{score.__name__}_{kind}": score(stack, mask) for score in MASK_SCORES}
         about = {"image": np.arange(len(inputs)), "map": name}
@@ -215,15 +200,11 @@ def summarise_scores(scores: pd.DataFrame, weights: pd.DataFrame, **about: objec
 
 
 def read_masks(dataset: Dataset, rows: Sequence[int], image_size: int) -> dict[str, np.ndarray]:
-    """Where anatomy, text and calipers lie, and the corner where scanners print, in the geometry of the images.
+    """Where anatomy, text, calipers and the "corner" where scanners print lie in each image: bool arrays by kind, of
+    shape (n_images, image_size, image_size), in the geometry of the images. A kind that no image has is left out.
 
     The phantom's masks hold `PHANTOM_MASKS`. In ``Masks/`` of one's own whatever is not black is "anatomy": 0/1, 0/255
     or colours alike. An image whose mask is missing, broken or of another shape has an empty one.
-
-    Returns
-    -------
-    dict of str to ndarray of bool, shape (n_images, image_size, image_size)
-        A kind that no image has is left out, except "corner".
     """
     image_format = dataset.image_format(image_size)
     masks = {kind: np.zeros((len(rows), image_size, image_size), bool) for kind in (*PHANTOM_MASKS, "corner")}

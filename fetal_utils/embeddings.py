@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fetal_utils.evaluation import mean_of_present
 
-N_FOLDS = 5  # of patients
+N_FOLDS, N_NEIGHBOURS = 5, 10  # folds of patients; of a vote and a neighbourhood, fewer where images are few
 
 
 def check_features(features: np.ndarray) -> np.ndarray:
@@ -60,13 +60,7 @@ def with_interval(means: np.ndarray) -> tuple[float, float, float]:
 
 
 def group_scores(
-    points: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
-    *,
-    metric: str,
-    weights: pd.DataFrame,
-    n_neighbours: int,
+    points: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, metric: str, weights: pd.DataFrame
 ) -> dict[str, np.ndarray]:
     """How well a space, (n_images, n_dimensions), groups images by a label that patients share: plane or machine.
 
@@ -87,7 +81,7 @@ def group_scores(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")  # fewer patients than folds
         folds = list(folds.split(points, labels, patients))
-    knn = KNeighborsClassifier(min(n_neighbours, *(len(fitted) for fitted, _ in folds)), metric=metric)
+    knn = KNeighborsClassifier(min(N_NEIGHBOURS, *(len(fitted) // 2 for fitted, _ in folds)), metric=metric)
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
     votes, answers = (cross_val_predict(one, points, labels, cv=folds) for one in (knn, linear))
     recalls = [mean_over_patients(np.where(labels == k, answers == k, np.nan), patients, weights) for k in names]
@@ -119,12 +113,7 @@ def patient_scores(points: np.ndarray, patients: np.ndarray, *, metric: str, wei
 
 
 def embedding_scores(
-    features: np.ndarray,
-    maps: Mapping[tuple[str, str], np.ndarray],
-    table: pd.DataFrame,
-    *,
-    weights: pd.DataFrame,
-    n_neighbours: int = 10,
+    features: np.ndarray, maps: Mapping[tuple[str, str], np.ndarray], table: pd.DataFrame, weights: pd.DataFrame
 ) -> pd.DataFrame:
     """All scores of one encoder's features and of maps of them: rows of ``embedding_scores.csv``.
 
@@ -148,12 +137,12 @@ def embedding_scores(
     """
     features, patients, rows = check_features(features), table["patient"].to_numpy(), []
     unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)  # Euclidean order is by cosine
-    k = min(n_neighbours, (len(features) - 1) // 2)  # scikit-learn asks for less than half of the images
+    k = min(N_NEIGHBOURS, (len(features) - 1) // 2)  # scikit-learn asks for less than half of the images
     for (method, setting), points in {("original", f"{features.shape[1]} features"): features, **maps}.items():
         shared = {"metric": "cosine" if method == "original" else "euclidean", "weights": weights}
         found = {"patient": patient_scores(points, patients, **shared)}
         for name in [name for name in ("plane", "machine") if name in table]:
-            found[name] = group_scores(points, table[name].to_numpy(), patients, n_neighbours=k, **shared)
+            found[name] = group_scores(points, table[name].to_numpy(), patients, **shared)
         if method != "original":
             trust, continuity = (
                 trustworthiness(unit, points, n_neighbors=k),

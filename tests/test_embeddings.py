@@ -44,8 +44,8 @@ def test_a_mean_over_patients_weighs_their_images_and_skips_nan():
 
 
 def test_planes_that_lie_apart_score_one_and_noise_scores_chance():
-    good = group_scores(clusters(PLANES), PLANES, PATIENTS, n_neighbours=5, **SHARED)
-    noise = group_scores(np.random.default_rng(1).normal(size=(80, 5)), PLANES, PATIENTS, n_neighbours=5, **SHARED)
+    good = group_scores(clusters(PLANES), PLANES, PATIENTS, **SHARED)
+    noise = group_scores(np.random.default_rng(1).normal(size=(80, 5)), PLANES, PATIENTS, **SHARED)
     assert good["knn_accuracy"][0] == good["separability"][0] == 1
     assert good["silhouette"][0] > 0.9
     assert good["knn_accuracy_chance"] == good["separability_chance"] == 0.5
@@ -58,7 +58,7 @@ def test_planes_that_lie_apart_score_one_and_noise_scores_chance():
 def test_images_of_the_same_patient_have_no_vote():
     # each patient has a place of its own and one machine: only the own images would tell it
     machines = np.where(PATIENTS % 2, "Aloka", "Voluson E6")
-    scores = group_scores(clusters(PATIENTS), machines, PATIENTS, n_neighbours=3, **SHARED)
+    scores = group_scores(clusters(PATIENTS), machines, PATIENTS, **SHARED)
     assert scores["knn_accuracy"][0] < 0.8
     assert patient_scores(clusters(PATIENTS), PATIENTS, **SHARED)["same_patient_nearest"][0] == 1
 
@@ -66,16 +66,16 @@ def test_images_of_the_same_patient_have_no_vote():
 def test_separability_weighs_classes_alike():
     # the rare plane lies among the others, so a regression may at best guess: about a half, not 90 %
     planes = np.where(np.arange(80) % 10 == 0, "Fetal femur", "Other")
-    scores = group_scores(np.random.default_rng(0).normal(size=(80, 3)), planes, PATIENTS, n_neighbours=5, **SHARED)
+    scores = group_scores(np.random.default_rng(0).normal(size=(80, 3)), planes, PATIENTS, **SHARED)
     assert scores["separability"][0] < 0.75
     assert scores["knn_accuracy_chance"] == 0.9
 
 
 def test_a_label_of_one_patient_is_left_out_and_one_label_alone_has_no_score():
     machines = np.where(PATIENTS == 0, "Voluson S10", np.where(PATIENTS % 2, "Aloka", "Voluson E6"))
-    scores = group_scores(clusters(machines), machines, PATIENTS, n_neighbours=5, **SHARED)
+    scores = group_scores(clusters(machines), machines, PATIENTS, **SHARED)
     assert scores["knn_accuracy"][0] == 1 and scores["separability_chance"] == 0.5
-    assert group_scores(clusters(PLANES), np.where(PATIENTS == 0, "a", "b"), PATIENTS, n_neighbours=5, **SHARED) == {}
+    assert group_scores(clusters(PLANES), np.where(PATIENTS == 0, "a", "b"), PATIENTS, **SHARED) == {}
 
 
 def test_grouping_by_patient_counts_those_with_another_image_and_knows_its_chance():
@@ -97,7 +97,7 @@ def test_the_table_scores_the_features_and_each_map_with_intervals_over_patients
     rng = np.random.default_rng(0)
     maps = {("pca", "first 2"): features[:, :2], ("tsne", "shuffled"): rng.permutation(features[:, :2])}
     table = pd.DataFrame({"patient": PATIENTS, "plane": PLANES})  # no machine that could be scored
-    scores = embedding_scores(features, maps, table, weights=WEIGHTS, n_neighbours=5)
+    scores = embedding_scores(features, maps, table, WEIGHTS)
     value = scores.set_index(["method", "label", "score"])["value"]
     assert list(scores.columns) == ["method", "setting", "label", "score", "value", "low", "high"]
     assert set(scores["label"]) == {"plane", "patient", "all"} and set(scores["method"]) == {"original", "pca", "tsne"}
@@ -113,7 +113,7 @@ def test_the_table_scores_the_features_and_each_map_with_intervals_over_patients
 def test_few_images_have_few_neighbours():
     table = pd.DataFrame({"patient": PATIENTS[:12], "plane": PLANES[:12]})
     features = clusters(PLANES[:12])
-    scores = embedding_scores(features, {("pca", ""): features[:, :2]}, table, weights=WEIGHTS, n_neighbours=50)
+    scores = embedding_scores(features, {("pca", ""): features[:, :2]}, table, WEIGHTS)
     assert scores["value"].notna().all()
 
 
@@ -136,7 +136,7 @@ def test_features_without_variance_or_sense_are_refused_in_words(features, messa
         check_features(features)
     table = pd.DataFrame({"patient": np.arange(len(features)) // 2})
     with pytest.raises(ValueError, match=message):
-        embedding_scores(features, {}, table, weights=WEIGHTS)
+        embedding_scores(features, {}, table, WEIGHTS)
 
 
 def test_features_that_hardly_vary_but_do_pass_and_give_a_finite_map():
