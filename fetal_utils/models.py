@@ -42,18 +42,12 @@ def build_encoder(backbone: str, *, init: str | Path, in_chans: int = 1, seed: i
     backbone : str
         A timm name, such as ``"tf_efficientnet_lite0"`` or ``"resnet18"``.
     init : str or Path
-        ``"random"``; ``"imagenet"``, from an installed package for ``tf_efficientnet_lite0`` and from
-        timm's hub for other backbones; or a safetensors file: one that `save_weights` wrote, or timm's own.
+        ``"random"``; ``"imagenet"``, from an installed package for ``tf_efficientnet_lite0`` and from timm's hub for
+        others; or a safetensors file, see `load_weights`. ConnectionError if the hub can't be reached.
     in_chans : int
-        For 1, the three input kernels of ImageNet weights are summed, so a gray image gives the features that three
-        equal channels would give.
+        For 1, ImageNet's three input kernels are summed: a gray image gives the features of three equal channels.
     seed : int, optional
         Decides random weights, and is needed for them. No global generator is disturbed.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError, ConnectionError
-        If there is no such backbone, no weights or file for it, or a hub can't be reached.
     """
     check_backbone(backbone)
     if init == "random" and seed is None:
@@ -94,11 +88,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def normalisation(encoder: nn.Module) -> tuple[float, float]:
-    """Mean and standard deviation that a gray image in [0, 1] is normalised with for this encoder.
-
-    The channel means of timm's values for the ImageNet weights, and the same for random ones, so that every strategy
-    sees the same input: 0.5 and 0.5 for ``tf_efficientnet_lite0``, 0.449 and 0.226 for a ResNet.
-    """
+    """Mean and standard deviation of gray levels in [0, 1] for this encoder: means of timm's values for the channels,
+    for random weights too, so that every strategy sees the same input."""
     return float(np.mean(encoder.pretrained_cfg["mean"])), float(np.mean(encoder.pretrained_cfg["std"]))
 
 
@@ -112,8 +103,6 @@ class Classifier(nn.Module):
 
     def __init__(self, encoder: nn.Module, n_classes: int, *, seed: int) -> None:
         super().__init__()
-        if n_classes < 2:
-            raise ValueError(f"n_classes is {n_classes}; a classification needs at least 2")
         self.encoder = encoder
         with seeded(seed):
             self.head = nn.Linear(n_features(encoder), n_classes)
@@ -125,8 +114,8 @@ class Classifier(nn.Module):
 class ProjectionHead(nn.Sequential):
     """Two layers from features h to projections z, used in pretraining and then dropped.
 
-    As in the authors' code, batch normalisation follows both layers and makes their biases needless; the second one
-    has a shift here, which theirs leaves out (Chen et al. 2020, arXiv:2002.05709, section 2.1; model_util.py).
+    As in the authors' code, batch normalisation follows both layers and makes their biases needless; the second has a
+    shift here, which theirs leaves out (Chen et al. 2020, arXiv:2002.05709, section 2.1; model_util.py).
     """
 
     def __init__(self, n_features: int, *, seed: int, projection_dim: int = 128) -> None:
@@ -141,11 +130,8 @@ class ProjectionHead(nn.Sequential):
 
 
 def save_weights(module: nn.Module, path: str | Path, *, about: Mapping[str, object] | None = None) -> None:
-    """Write a module's weights as safetensors, whole or not at all; ``about`` goes into the file as JSON.
-
-    An encoder's file has timm's own names: ``timm.create_model(backbone, num_classes=0, in_chans=1)`` takes
-    it by ``load_state_dict(load_file(path))``.
-    """
+    """Write weights as safetensors, whole or not at all, with ``about`` as JSON; an encoder's have timm's own
+    names: ``timm.create_model(backbone, num_classes=0, in_chans=1)`` takes them by ``load_state_dict``."""
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     metadata = {"about": json.dumps(about, sort_keys=True)} if about else None
     replace_file(path, lambda beside: save_file(tensors, beside, metadata=metadata))
@@ -308,11 +294,6 @@ def build_optimizer(module: nn.Module, *, lr: float, weight_decay: float, name: 
 
     Rates differ between optimizers: for SimCLR in batches of 128, 1e-3 suits AdamW, and 1 LARS.
     """
-    if name not in OPTIMIZERS or not (lr > 0 and weight_decay >= 0):
-        raise ValueError(
-            f"optimizer={name!r}, lr={lr}, weight_decay={weight_decay}: expected one of {', '.join(OPTIMIZERS)}, lr "
-            "above 0, weight_decay of 0 or more"
-        )
     return create_optimizer_v2(module, opt=name, lr=lr, weight_decay=weight_decay, momentum=0.9)
 
 

@@ -35,7 +35,6 @@ from fetal_utils.transforms import Augment, check_preset, two_views
 
 HEAD_FILE = "projection_head.safetensors"
 WATCH_EVERY = 4  # epochs between looks at the development patients
-UNKNOWN = -1  # patient of an image from a folder without a table
 
 
 class SimCLR(nn.Module):
@@ -60,27 +59,10 @@ def simclr_step(
     not_negatives: Tensor | None = None,
     chunk_size: int = 0,
 ) -> Tensor:
-    """One optimizer step on the two views of a batch.
+    """One optimizer step on two views of a batch, each (n_images, 1, image_size, image_size); the loss before it.
 
-    Parameters
-    ----------
-    model : SimCLR
-    optimizer : Optimizer
-    view_a, view_b : Tensor, shape (n_images, 1, image_size, image_size)
-    temperature, not_negatives
-        See `nt_xent_loss`.
-    chunk_size : int
-        Views that the encoder takes at a time, see `encode_in_chunks`; 0: all at once.
-
-    Returns
-    -------
-    Tensor, shape ()
-        The loss before the step, detached.
-
-    Raises
-    ------
-    FloatingPointError
-        If the loss is not finite; the weights are then those of the step before.
+    ``temperature`` and ``not_negatives`` are those of `nt_xent_loss`, ``chunk_size`` that of `encode_in_chunks`.
+    FloatingPointError if the loss is not finite; the weights are then those of the step before.
     """
     model.train()
     views = torch.cat([view_a, view_b])  # one batch: shared batch statistics
@@ -137,9 +119,8 @@ class ContrastivePool:
         return len(self.images)
 
     def same_patient(self, batch: Tensor) -> Tensor:
-        """Pairs of images of one known patient among these positions, bool, shape (n_images, n_images)."""
-        patients = self.patients[batch]
-        return (patients[:, None] == patients) & (patients != UNKNOWN)
+        """Pairs of images of one patient among these positions, bool, shape (n_images, n_images)."""
+        return self.patients[batch][:, None] == self.patients[batch]
 
 
 def open_pool(
@@ -149,13 +130,13 @@ def open_pool(
     of a task. To take a task's, the label of every training image was looked at: ``n_pool_labels``."""
     rows = dataset.rows("train", None if pool == "all" else dataset.task(pool))
     images, patients = dataset.images(image_size, progress=progress)[rows], dataset.patients[rows]
-    facts = {"n_images": len(rows), "n_patients": len(np.unique(patients)), "n_extra_images": 0}
+    codes = np.unique(patients, return_inverse=True)[1]
+    facts = {"n_images": len(rows), "n_patients": len(set(codes)), "n_extra_images": 0}
     facts["n_pool_labels"] = 0 if pool == "all" else len(dataset.rows("train"))
     if extra_images:
         extra, facts["extra_left_out"] = extra_images.images(dataset, image_size, progress=progress)
-        facts["n_extra_images"] = len(extra)
-        images = np.concatenate([images, extra])
-    codes = np.append(np.unique(patients, return_inverse=True)[1], np.full(facts["n_extra_images"], UNKNOWN))
+        images, facts["n_extra_images"] = np.concatenate([images, extra]), len(extra)
+        codes = np.append(codes, facts["n_patients"] + np.arange(len(extra)))  # of unknown patients: each its own
     return ContrastivePool(torch.from_numpy(np.array(images)), torch.from_numpy(codes), facts)
 
 
@@ -217,8 +198,7 @@ class Pretrain(Settings):
         check_preset(self.augmentation)
         fits = {
             "n_epochs, projection_dim of 1 or more": min(self.n_epochs, self.projection_dim) >= 1,
-            "batch_size of 2 or more": self.batch_size >= 2,
-            "image_size of 8 or more": self.image_size >= 8,
+            "batch_size of 2, image_size of 8 px or more": self.batch_size >= 2 and self.image_size >= 8,
             "lr, temperature above 0": self.lr > 0 and self.temperature > 0,
             "weight_decay, seed of 0 or more": min(self.weight_decay, self.seed) >= 0,
             "warmup_fraction from 0 to less than 1": 0 <= self.warmup_fraction < 1,
@@ -245,7 +225,7 @@ class Pretrain(Settings):
     def cost(self, dataset: Dataset) -> dict[str, int]:
         n_steps, batch_size = self.steps(dataset)
         n_watched = math.ceil(self.n_epochs / WATCH_EVERY) * len(dataset.rows("development"))
-        return {"views": 2 * n_steps * batch_size, "images": 3 * n_watched}  # as it is and as two views
+        return {"views": 2 * n_steps * batch_size, "images": n_watched}
 
     def compute(self, work: Work) -> None:
         sizes = {"batch_size": self.batch_size, "chunk_size": self.chunk_size, "image_size": self.image_size}
@@ -295,31 +275,28 @@ def pretrain(settings: Pretrain, work: Work) -> None:
 def watch_development(model: SimCLR, augment: Augment, work: Work, batch_size: int) -> dict[str, float]:
     """How the encoder does on development patients, who are not in the pool: for the log, nothing is chosen by it.
 
-    ``top1_accuracy`` is the share of projections z, of two views in batches as in training, whose nearest neighbour is
-    the other view; ``knn_macro_f1`` the vote of the ten nearest features h of other development patients for plane and
-    brain plane; ``effective_rank`` that of the features.
+    ``top1_accuracy`` is the share of projections z, of two views of a batch, whose nearest neighbour is the other view;
+    ``effective_rank`` that of the features h; ``knn_macro_f1`` of a vote of each image's ten nearest features of other
+    development patients on plane and brain plane.
     """
-    rows = work.dataset.rows("development")
+    rows, size = work.dataset.rows("development"), augment.as_is.image_size
     patients, table = work.dataset.patients[rows], work.dataset.metadata.iloc[rows]
     n_others = len(rows) - np.unique(patients, return_counts=True)[1].max(initial=0)  # at least, for each image
     if n_others == 0:
         return {}
-    size = augment.as_is.image_size
     images = work.dataset.images(size, progress=False)[rows]
     h = models.extract_features(model.encoder, images, image_size=size, device=work.device)
     planes = (table["plane"] + "/" + table["brain_plane"]).to_numpy(str)
     voters = KNeighborsClassifier(min(10, n_others), metric="cosine", weights="distance")
     votes = cross_val_predict(voters, h, planes, groups=patients, cv=LeaveOneGroupOut())
-    knn = f1_score(planes, votes, average="macro", zero_division=0)
-    model.eval()
-    generator, hits = torch_generator(0, 2), []  # the same views each time
-    for batch in torch.from_numpy(np.array(images)).split(batch_size):
-        with torch.inference_mode():
-            z = F.normalize(torch.cat([model(view) for view in two_views(batch.to(work.device), augment, generator)]))
-        nearest = (z @ z.T).fill_diagonal_(-torch.inf).argmax(1)
-        hits.append(nearest == torch.arange(len(z), device=z.device).roll(len(batch)))
-    top1 = torch.cat(hits).float().mean().item()
-    return {"top1_accuracy": top1, "effective_rank": effective_rank(h), "knn_macro_f1": float(knn)}
+    generator = torch_generator(0, 2)  # the same batch and views each time
+    batch = torch.from_numpy(images)[torch.randperm(len(rows), generator=generator)[:batch_size]].to(work.device)
+    with torch.inference_mode():
+        z = F.normalize(torch.cat([model.eval()(view) for view in two_views(batch, augment, generator)]))
+    nearest = (z @ z.T).fill_diagonal_(-torch.inf).argmax(1)
+    found = nearest == torch.arange(len(z), device=z.device).roll(len(batch))
+    measured = {"top1_accuracy": found.float().mean().item(), "effective_rank": effective_rank(h)}
+    return measured | {"knn_macro_f1": float(f1_score(planes, votes, average="macro", zero_division=0))}
 
 
 def effective_rank(features: np.ndarray) -> float:
@@ -365,20 +342,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """One pretraining from the command line, the run's folder printed last; the exit status is 1 if it failed, 2 if it
     can't be run, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m fetal_utils.simclr", description=__doc__)
-    parser.add_argument("--data-dir", default="", help="folder with Images/ and the CSV; default: the phantom")
-    parser.add_argument("--results-dir", default="results/demo", help="the run lies in its runs/simclr")
+    as_typed = {"type": lambda text: Path(text).expanduser().resolve()}
+    parser.add_argument("--data-dir", help="folder with Images/ and the CSV; default: the phantom", **as_typed)
+    parser.add_argument("--results-dir", default="results/demo", help="the run lies in its runs/simclr", **as_typed)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     options = parser.parse_args(arguments)
-    results_dir = Path(options.results_dir).expanduser().resolve()
-    data_dir = options.data_dir and Path(options.data_dir).expanduser().resolve()
     try:
         with terminate_as_interrupt():
             settings = settings_from(dict(options.parameters))
-            dataset = open_dataset(data_dir, results_dir=results_dir)
+            dataset = open_dataset(options.data_dir or "", results_dir=options.results_dir)
             settings.check(dataset)
             dataset.images(settings.image_size)  # a broken picture is found now
-            (run,) = RunStore(results_dir, dataset, device=options.device).get([settings])
+            (run,) = RunStore(options.results_dir, dataset, device=options.device).get([settings])
     except (RunsFailedError, ValueError, OSError, KeyboardInterrupt) as error:
         print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
         return {RunsFailedError: 1, KeyboardInterrupt: 130}.get(type(error), 2)

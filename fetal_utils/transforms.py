@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import kornia.augmentation as K
@@ -99,10 +99,10 @@ def build_operations(rows: Sequence[Row], image_size: int) -> list[nn.Module]:
         ),  # of every image: p would be the batch's
         "affine": K.RandomAffine(s["rotate"], translate=moved, scale=enlarged, p=p["affine"]),
         "flip": K.RandomHorizontalFlip(p=p["flip"]),
-        "speckle": Speckle(s["speckle"], p=p["speckle"]),
+        "speckle": Factor(speckle, s["speckle"], p=p["speckle"]),
         "blur": K.RandomGaussianBlur(2 * math.ceil(3 * sigma) + 1, (0.01, sigma), p=p["blur"]),
         "gain": K.ColorJitter(brightness=s["gain"], p=p["gain"]),
-        "time_gain": TimeGain(s["time_gain"], p=p["time_gain"]),
+        "time_gain": Factor(time_gain, s["time_gain"], p=p["time_gain"]),
         "contrast": K.ColorJitter(contrast=s["contrast"], p=p["contrast"]),
         "gamma": K.RandomGamma((1 / (1 + s["gamma"]), 1 + s["gamma"]), p=p["gamma"]),
         "erase": K.RandomErasing((s["erase"] / 10, s["erase"]), (0.5, 2.0), p=p["erase"]),
@@ -110,32 +110,30 @@ def build_operations(rows: Sequence[Row], image_size: int) -> list[nn.Module]:
     return [operation for name, operation in operations.items() if p[name] > 0]
 
 
-class Speckle(K.IntensityAugmentationBase2D):
-    """Multiplicative noise with grains of about two pixels, so that black stays black."""
+class Factor(K.IntensityAugmentationBase2D):
+    """Gray levels times a random field of mean 1, ``field(images, strength)``, so that black stays black."""
 
-    def __init__(self, strength: float, p: float) -> None:
+    def __init__(self, field: Callable[[Tensor, float], Tensor], strength: float, p: float) -> None:
         super().__init__(p=p)
-        self.strength = strength
+        self.field, self.strength = field, strength
 
     def apply_transform(self, input: Tensor, params: dict, flags: dict, transform: Tensor | None = None) -> Tensor:
-        generator = torch.Generator(input.device).manual_seed(torch.randint(2**62, ()).item())
-        coarse = (len(input), 1, *(math.ceil(side / 2) for side in input.shape[2:]))
-        noise = torch.randn(coarse, generator=generator, device=input.device)  # drawn where the images are
-        # doubling the side keeps 0.75^2 + 0.25^2 of the deviation
-        noise *= self.strength / 0.625 * torch.rand(len(input), 1, 1, 1).to(input.device)
-        return torch.addcmul(input, input, F.interpolate(noise, input.shape[2:], mode="bilinear"))
+        return input * self.field(input, self.strength)
 
 
-class TimeGain(K.IntensityAugmentationBase2D):
-    """Brightness that changes with depth, linear between five random levels from the probe downwards."""
+def speckle(images: Tensor, strength: float) -> Tensor:
+    """Grains of about two pixels, drawn where the images are."""
+    generator = torch.Generator(images.device).manual_seed(torch.randint(2**62, ()).item())
+    coarse = (len(images), 1, *(math.ceil(side / 2) for side in images.shape[2:]))
+    noise = torch.randn(coarse, generator=generator, device=images.device)
+    noise *= strength / 0.625 * torch.rand(len(images), 1, 1, 1).to(images.device)
+    return 1 + F.interpolate(noise, images.shape[2:], mode="bilinear")  # keeps 0.75^2 + 0.25^2 of the deviation
 
-    def __init__(self, strength: float, p: float) -> None:
-        super().__init__(p=p)
-        self.strength = strength
 
-    def apply_transform(self, input: Tensor, params: dict, flags: dict, transform: Tensor | None = None) -> Tensor:
-        levels = 1 + self.strength * (2 * torch.rand(len(input), 1, 5).to(input.device) - 1)
-        return input * F.interpolate(levels, input.shape[2], mode="linear", align_corners=True)[..., None]
+def time_gain(images: Tensor, strength: float) -> Tensor:
+    """A gain for each depth, linear between five random ones from the probe downwards."""
+    gains = 1 + strength * (2 * torch.rand(len(images), 1, 5).to(images.device) - 1)
+    return F.interpolate(gains, images.shape[2], mode="linear", align_corners=True)[..., None]
 
 
 class EvalTransform(nn.Module):

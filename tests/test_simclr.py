@@ -21,7 +21,6 @@ from fetal_utils.models import OFFLINE_BACKBONE, InitialWeights, build_encoder, 
 from fetal_utils.presets import UsageError
 from fetal_utils.runs import RunsFailedError, RunStore
 from fetal_utils.simclr import (
-    UNKNOWN,
     ContrastivePool,
     Pretrain,
     SimCLR,
@@ -224,16 +223,15 @@ def test_images_of_a_further_folder_come_last_and_without_patient(tiny_dataset, 
     extra = open_extra_images(write_images(tmp_path, pictures))
     pool = open_pool(tiny_dataset, pool="all", image_size=32, extra_images=extra)
     assert pool.images[-3:].float().mean((1, 2)).tolist() == [50, 51, 52]
-    assert (pool.patients[-3:] == UNKNOWN).all() and (pool.patients[:-3] != UNKNOWN).all()
+    assert torch.equal(pool.same_patient(torch.tensor([0, -1, -2, -3])), torch.eye(4, dtype=torch.bool))
     assert pool.facts["n_extra_images"] == 3
     assert dataclasses.replace(SETTINGS, extra_images=extra).steps(tiny_dataset)[0] == 3 * (len(pool) // 20)
 
 
 def test_pairs_of_a_patient_by_hand_in_the_order_of_the_batch():
-    patients = torch.tensor([7, 7, 7, 9, 9, UNKNOWN, UNKNOWN])
-    pool = ContrastivePool(torch.zeros(7, 8, 8, dtype=torch.uint8), patients, {})
-    pairs = pool.same_patient(torch.tensor([3, 0, 5, 4, 6])) & ~torch.eye(5, dtype=torch.bool)
-    assert pairs.nonzero().tolist() == [[0, 3], [3, 0]]  # images 3 and 4; unknown patients are no pair
+    pool = ContrastivePool(torch.zeros(5, 8, 8, dtype=torch.uint8), torch.tensor([7, 7, 7, 9, 9]), {})
+    pairs = pool.same_patient(torch.tensor([3, 0, 4])) & ~torch.eye(3, dtype=torch.bool)
+    assert pairs.nonzero().tolist() == [[0, 2], [2, 0]]  # images 3 and 4
 
 
 def test_every_image_comes_once_before_any_comes_again():
@@ -366,12 +364,12 @@ def test_a_run_that_fails_says_why_and_keeps_the_epochs_before(tiny_dataset, run
     ("wrong", "message"),
     [
         ({"n_epochs": 0}, "expected n_epochs, projection_dim of 1 or more; given is .*n_epochs=0"),
-        ({"batch_size": 1}, "batch_size of 2 or more"),
+        ({"batch_size": 1}, "batch_size of 2, image_size of 8 px or more"),
         ({"lr": 0.0}, "lr, temperature above 0"),
         ({"temperature": math.nan}, "lr, temperature above 0"),
         ({"weight_decay": -1.0}, "weight_decay, seed of 0 or more"),
         ({"warmup_fraction": 1.0}, "warmup_fraction from 0 to less than 1"),
-        ({"image_size": 4}, "image_size of 8 or more"),
+        ({"image_size": 4}, "image_size of 8 px or more"),
         ({"chunk_size": 1}, "chunk_size of 0, or 2 or more"),
         ({"optimizer": "adam"}, "optimizer of adamw, sgd, lars"),
         ({"augmentation": "blurry"}, "augmentation='blurry' is unknown"),
