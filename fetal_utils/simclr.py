@@ -199,7 +199,7 @@ class Pretrain(Settings):
         fits = {
             "n_epochs, projection_dim of 1 or more": min(self.n_epochs, self.projection_dim) >= 1,
             "batch_size of 2, image_size of 8 px or more": self.batch_size >= 2 and self.image_size >= 8,
-            "lr, temperature above 0": self.lr > 0 and self.temperature > 0,
+            "finite lr, temperature above 0": 0 < self.lr < math.inf and 0 < self.temperature < math.inf,
             "weight_decay, seed of 0 or more": min(self.weight_decay, self.seed) >= 0,
             "warmup_fraction from 0 to less than 1": 0 <= self.warmup_fraction < 1,
             "chunk_size of 0, or 2 or more": self.chunk_size == 0 or self.chunk_size >= 2,
@@ -305,7 +305,8 @@ def effective_rank(features: np.ndarray) -> float:
     Roy and Vetterli 2007, EUSIPCO, equation 3; of representations: Garrido et al. 2023, arXiv:2210.02885.
     """
     singular_values = np.linalg.svd(features - features.mean(0), compute_uv=False)
-    shares = singular_values[singular_values > 1e-12] / max(singular_values.sum(), 1e-12)
+    singular_values = singular_values[singular_values > 1e-4 * np.linalg.norm(features)]  # the rest is rounding
+    shares = singular_values / singular_values.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 

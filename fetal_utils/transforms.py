@@ -92,11 +92,10 @@ def build_operations(rows: Sequence[Row], image_size: int) -> list[nn.Module]:
     sigma = max(s["blur"] * image_size, 0.02)  # px
     enlarged, moved = (1.0, 1 / math.sqrt(1 - s["zoom"])), (s["shift"], s["shift"])
     p["affine"] = max(p["zoom"], p["rotate"], p["shift"])
-    cut, side = (1 - s["crop"], 1.0), (image_size, image_size)
+    side, area = (image_size, image_size), (1 - s["crop"], 1.0)
     operations = {
-        "crop": K.RandomResizedCrop(
-            side, scale=cut, cropping_mode="resample"
-        ),  # of every image: p would be the batch's
+        # of every image, as the p of kornia's crop is a whole batch's
+        "crop": K.RandomResizedCrop(side, scale=area, cropping_mode="resample"),
         "affine": K.RandomAffine(s["rotate"], translate=moved, scale=enlarged, p=p["affine"]),
         "flip": K.RandomHorizontalFlip(p=p["flip"]),
         "speckle": Factor(speckle, s["speckle"], p=p["speckle"]),
