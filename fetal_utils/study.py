@@ -260,12 +260,12 @@ def count_missing(wanted: list[Wanted], folders: set[Path]) -> str:
     rows = [{"kind": run.kind, "missing": 1} | run.cost(dataset) for run, dataset in missing.values()]
     table = pd.DataFrame(rows, columns=["kind", "missing", "views", "images"]).groupby("kind").sum()
     done = pd.concat([run_status(folder).query("state == 'done'") for folder in folders])
-    table = table.join(done.groupby("kind")["seconds"].agg(finished="size", mean_seconds="mean"))
+    table = table.join(done.groupby("kind")["seconds"].agg(finished="size", mean_seconds="mean"), how="outer")
+    table = table.astype(float).fillna(dict.fromkeys(["missing", "views", "images", "finished"], 0))
     table["hours"] = table["missing"] * table["mean_seconds"] / 3600
-    return (
-        f"{to_text(table.reset_index().round(2))}\n{table['missing'].sum()} runs are missing, {table['views'].sum():,} "
-        "views to train on; hours as finished runs of the kind took, one after another"
-    )
+    text = to_text(table.reset_index().round(2).convert_dtypes())
+    total = f"{table['missing'].sum():g} runs are missing, {table['views'].sum():,.0f} views to train on"
+    return f"{text}\n{total}; hours as finished runs of the kind took, one after another"
 
 
 def status(results_dir: Path, _: Path) -> str:
