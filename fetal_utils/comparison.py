@@ -87,9 +87,10 @@ def estimate(scores: np.ndarray, *, n_patients: float) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to ndarray, shape (...)
-        ``value, standard_error, degrees, low, high, p`` (two-sided, of a mean of 0). The variance is s^2 / n of the
+        ``value, low, high, standard_error, degrees, p`` (two-sided, of a mean of 0). The variance is s^2 / n of the
         draws, plus that of the seeds, plus that of the mean over the resamples of patients; t with Satterthwaite's
-        degrees (1946, Biometrics Bulletin 2:110).
+        degrees (1946, Biometrics Bulletin 2:110). What pairs do on single patients is in two of them: the interval is
+        rather too wide than too narrow.
     """
     mean, observed = scores.mean(axis=(-3, -2)), scores[..., 0]
     value, parts = mean[..., 0], [(np.nanvar(mean[..., 1:], axis=-1, ddof=1), n_patients - 1)]
@@ -103,7 +104,8 @@ def estimate(scores: np.ndarray, *, n_patients: float) -> dict[str, np.ndarray]:
         degrees, error = np.where(variance == 0, np.inf, degrees), np.sqrt(variance)
         p = np.where(value == 0, 1.0, 2 * stats.t.sf(np.abs(value) / error, degrees))
     half = stats.t.ppf(0.975, degrees) * error
-    found = {"value": value, "standard_error": error, "degrees": degrees, "low": value - half, "high": value + half, "p": p}
+    found = {"value": value, "low": value - half, "high": value + half}
+    found |= {"standard_error": error, "degrees": degrees, "p": p}
     return {name: np.asarray(one)[()] for name, one in found.items()}  # a number where there is only one
 
 
@@ -122,38 +124,21 @@ def label_efficiency(scores: pd.DataFrame, *, under_trained: Collection[str] = (
 
 
 def by_group(runs: Sequence, weights: pd.DataFrame, *, column: str, training: pd.Series) -> pd.DataFrame:
-    """Macro-F1 of one arm within each machine or operator, over the classes that it has.
+    """Macro-F1 of one arm's runs within each machine or operator (``column``), over the classes that it has.
 
-    Parameters
-    ----------
-    runs : sequence of Run
-        Of one arm: task, protocol, strategy and label fraction.
-    weights : DataFrame
-        See `evaluation.patient_weights`.
-    column : str
-        Of the predictions: "machine" or "operator".
-    training : Series
-        That column for each training image.
-
-    Returns
-    -------
-    DataFrame
-        ``<column>, n_train_images, n_images, n_patients, n_classes, value, low, high``, a row for each value, without
-        score for fewer than two test patients. Groups differ in patients and classes too: no difference between them
-        is the machine's alone.
+    ``training`` holds that column for each training image. A value with fewer than two test patients has no score.
+    Groups differ in patients and classes too, so that no difference between them is the machine's alone.
     """
     rows, predictions = [], runs[0].predictions
     for value in sorted({*predictions[column], *training}):
         inside = predictions[predictions[column] == value]
-        about = {column: value, "n_train_images": int((training == value).sum()), "n_images": len(inside)}
-        about |= {"n_patients": inside["patient"].nunique(), "n_classes": inside["true"].nunique()}
-        about |= dict.fromkeys(["value", "low", "high"], np.nan)
-        if about["n_patients"] > 1:
+        row = {column: value, "n_train_images": int((training == value).sum()), "n_images": len(inside)}
+        row |= {"n_patients": inside["patient"].nunique(), "n_classes": inside["true"].nunique()}
+        if row["n_patients"] > 1:
             arm = pick(score_runs(runs, weights, metrics=["f1"], within=(column, [value])), plane="macro")
-            found = estimate(*align([arm]), n_patients=about["n_patients"])
-            about |= {name: found[name] for name in ("value", "low", "high")}
-        rows.append(about)
-    return pd.DataFrame(rows)
+            row |= estimate(*align([arm]), n_patients=row["n_patients"])
+        rows.append(row)
+    return pd.DataFrame(rows).drop(columns=["standard_error", "degrees", "p"], errors="ignore")
 
 
 # --- differences and verdicts ---
@@ -191,21 +176,19 @@ def compare(
         If there is no pair to compare.
     """
     rows, by = [], ["metric", "task", "protocol", "label_fraction"]
-    for name, group in pick(scores, plane="macro").groupby(level=by, sort=False):
-        about, arms = dict(zip(by, name, strict=True)), dict(list(group.groupby(level="strategy", sort=False)))
-        for pair in dict.fromkeys([*declared, *((strategy, BASELINE) for strategy in arms if strategy != BASELINE)]):
-            if set(pair) <= set(arms):
-                ours, theirs = align([arms[strategy] for strategy in pair])
-                n_draws, n_seeds, _ = (ours - theirs).shape
-                own = {"strategy": pair[0], "baseline": pair[1], "n_pairs": n_draws * n_seeds}
-                own |= {"n_images": mean_level(arms[pair[0]], "n_images"), "levels": n_draws}
-                if about["protocol"] == "linear_probe":  # all labels can be drawn in one way only
-                    own["levels"] = n_seeds if about["label_fraction"] == 1 else min(n_draws, n_seeds)
-                own["under_trained"] = about["protocol"] == "fine_tune" and bool(set(pair) & set(under_trained))
-                is_member = about["metric"] == "f1" and pair in declared
-                own["family"] = f"{about['task']}, {about['protocol']}" if is_member else ""
-                n_patients = mean_level(arms[pair[0]], "n_test_patients")
-                rows.append(about | own | estimate(ours - theirs, n_patients=n_patients))
+    for (metric, task, protocol, fraction), group in pick(scores, plane="macro").groupby(level=by, sort=False):
+        arms = dict(list(group.groupby(level="strategy", sort=False)))
+        pairs = dict.fromkeys([*declared, *((strategy, BASELINE) for strategy in arms if strategy != BASELINE)])
+        for pair in (pair for pair in pairs if set(pair) <= set(arms)):
+            ours, theirs = align([arms[strategy] for strategy in pair])
+            n_draws, n_seeds, _ = (ours - theirs).shape  # all labels can be drawn in one way only
+            drawn = [n_draws] if protocol == "fine_tune" else [n_seeds] if fraction == 1 else [n_draws, n_seeds]
+            row = {"task": task, "protocol": protocol, "label_fraction": fraction, "metric": metric}
+            row |= {"strategy": pair[0], "baseline": pair[1], "n_pairs": n_draws * n_seeds, "levels": min(drawn)}
+            row |= {"n_images": mean_level(arms[pair[0]], "n_images")}
+            row["under_trained"] = protocol == "fine_tune" and bool(set(pair) & set(under_trained))
+            row["family"] = f"{task}, {protocol}" if metric == "f1" and pair in declared else ""
+            rows.append(row | estimate(ours - theirs, n_patients=mean_level(arms[pair[0]], "n_test_patients")))
     if not rows:
         raise ValueError(f"nothing to compare: run {BASELINE!r} and another strategy at one label fraction")
     table = pd.DataFrame(rows).rename(columns={"value": "difference"})
@@ -319,64 +302,57 @@ def claim(scores: pd.DataFrame, *, demonstration: bool = False, under_trained: C
         numbers = np.array([[mean_level(arms[task, BASELINE, f], "n_images") for f in found] for task in CLAIM_TASKS])
         n_patients = max(mean_level(arm, "n_test_patients") for arm in arms.values())
         about = {"protocol": "fine_tune", "strategy": strategy, "baseline": BASELINE, "n_pairs": curves.shape[1]}
-        about["under_trained"] = bool({strategy, BASELINE} & set(under_trained))
-        for (is_declared, point, weights), scale in itertools.product(
-            points_of_claim(found, declared, numbers), ("f1", "relative")
-        ):
+        about |= {"levels": curves.shape[1], "under_trained": bool({strategy, BASELINE} & set(under_trained))}
+        chosen = [place for place, fraction in enumerate(found) if fraction in declared]
+        # each point: fractions in words, images, weights of the fractions (task, point, fraction), whether declared
+        points, unit = [], np.eye(len(found))
+        for places in filter(None, [chosen, *([place] for place in range(len(found)) if [place] != chosen)]):
+            text, n = ", ".join(f"{found[place]:g}" for place in places), numbers[0, places].mean()
+            points.append((text, n, np.stack([unit[places]] * 2), places is chosen))
+        low, high = numbers.min(axis=1).max(), numbers.max(axis=1).min()
+        for n in np.geomspace(low, high, 3) if len(found) >= MIN_FRACTIONS and low < high else []:
+            weights = [[[np.interp(np.log(n), np.log(own), one) for one in unit]] for own in numbers]
+            points.append(("", n, np.array(weights), False))
+        for (text, n, weights, is_declared), scale in itertools.product(points, ("f1", "relative")):
             gain, base = (np.einsum("tpf,tf...->tp...", weights, one) for one in (ours - theirs, theirs))
-            if scale == "relative":  # a ratio of means, around which its pairs are linearised
-                room, mean_room = 1 - base, (1 - base).mean(axis=(2, 3), keepdims=True)
-                ratio = gain.mean(axis=(2, 3), keepdims=True) / mean_room
-                gain = ratio + (gain - ratio * room) / mean_room
-            gain = gain.mean(axis=1)  # (task, n_pairs, 1, 1 + n_resamples)
-            found_now = estimate(gain[0] - gain[1], n_patients=n_patients)
-            row = about | point | {"scale": scale, "primary": is_declared and scale == "f1", "verdict": EXPLORATORY}
-            row |= {"levels": row["n_pairs"], "difference": found_now.pop("value"), **found_now}
-            row["resolved"] = row["p"] <= ALPHA
-            if row["primary"]:
-                is_whole = point["label_fraction"] == name_fractions(declared)
+            gain = (relative_gain(gain, base) if scale == "relative" else gain).mean(axis=1)
+            row = about | {"matching": "fraction" if text else "number", "label_fraction": text, "n_images": n}
+            row |= {f"gain_{task}": one[..., 0].mean() for task, one in zip(CLAIM_TASKS, gain, strict=True)}
+            row |= {"scale": scale, "verdict": EXPLORATORY} | estimate(gain[0] - gain[1], n_patients=n_patients)
+            row |= {"difference": row["value"], "resolved": row["p"] <= ALPHA}
+            if is_declared and scale == "f1":
+                is_whole = len(chosen) == len(declared)
                 row["verdict"] = judge(row, demonstration=demonstration) if is_whole or demonstration else INCOMPLETE
-            row["primary"] &= strategy == CLAIMS[0][0]
-            rows.append(row | {f"gain_{task}": one[..., 0].mean() for task, one in zip(CLAIM_TASKS, gain, strict=True)})
-    return pd.DataFrame(rows).rename(columns={"difference": "difference_of_gains"})
+            rows.append(row | {"primary": row["verdict"] != EXPLORATORY and strategy == CLAIMS[0][0]})
+    table = pd.DataFrame(rows).rename(columns={"difference": "difference_of_gains"})
+    return table.drop(columns=["value", "levels"], errors="ignore")
 
 
-def name_fractions(fractions: Sequence[float]) -> str:
-    """Label fractions as ``claim.csv`` writes them: "0.1, 0.25, 0.5"."""
-    return ", ".join(f"{fraction:g}" for fraction in fractions)
+def relative_gain(gain: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Gain / (1 - score of the baseline) as a ratio of means over pairs, around which its pairs are linearised.
 
-
-def points_of_claim(found: Sequence[float], declared: Sequence[float], numbers: np.ndarray) -> list[tuple]:
-    """What a claim is computed at: whether it was declared, columns of the table, weights of the fractions found.
-
-    ``numbers`` are labelled images, shape (n_tasks, n_fractions); weights have shape (n_tasks, n_points, n_fractions).
+    Shapes (..., n_pairs, 1, 1 + n_resamples).
     """
-    unit, points = np.eye(len(found)), []
-    chosen = [place for place, fraction in enumerate(found) if fraction in declared]
-    for places in filter(None, [chosen, *([place] for place in range(len(found)) if [place] != chosen)]):
-        point = {"matching": "fraction", "label_fraction": name_fractions([found[place] for place in places])}
-        point["n_images"] = numbers[0, places].mean()
-        points.append((places is chosen, point, np.stack([unit[places]] * len(numbers))))
-    low, high = numbers.min(axis=1).max(), numbers.max(axis=1).min()
-    for n in np.geomspace(low, high, 3) if len(found) >= MIN_FRACTIONS and low < high else []:
-        weights = np.array([[[np.interp(np.log(n), np.log(own), one) for one in unit]] for own in numbers])
-        points.append((False, {"matching": "number", "label_fraction": "", "n_images": n}, weights))
-    return points
+    room = 1 - base
+    mean_gain, mean_room = (one.mean(axis=(-3, -2), keepdims=True) for one in (gain, room))
+    return mean_gain / mean_room + (gain - mean_gain / mean_room * room) / mean_room
 
 
 def claim_sentence(table: pd.DataFrame) -> str:
-    """The primary claim as a sentence of Markdown, with a warning where its two scales differ in sign."""
-    if table.empty or not table["primary"].any():
-        return "**The claim can't be computed**: it needs fine-tuned `imagenet` and `simclr_imagenet` on both tasks."
-    row = table[table["primary"]].iloc[0]
-    other = table[(table["strategy"] == row["strategy"]) & (table["scale"] == "relative")].iloc[0]
+    """The primary claim in Markdown, with a warning where its two scales differ in sign."""
+    strategy, fractions = CLAIMS[0]
+    rows = table[table["primary"]] if len(table) else table
+    if rows.empty:
+        return f"**The claim is not computed**: it needs `{strategy}`, `{BASELINE}`, both tasks, fractions {fractions}."
+    row, other = rows.iloc[0], table.iloc[rows.index[0] + 1]  # the same on the relative scale
+    found, of_rest = row["difference_of_gains"], other["difference_of_gains"]
     text = (
-        f"With {row['label_fraction']} of the labels, fine-tuned `{row['strategy']}` gains "
-        f"**{row['difference_of_gains']:+.3f}** more macro-F1 over `{row['baseline']}` on brain planes "
-        f"({row['gain_brain_planes']:+.3f}) than on planes ({row['gain_planes']:+.3f}), 95 % interval {row['low']:+.3f} to "
-        f"{row['high']:+.3f}, {row['n_pairs']} pairs; as a share of what `{row['baseline']}` leaves to gain "
-        f"{other['difference_of_gains']:+.3f} ({other['low']:+.3f} to {other['high']:+.3f}): **{row['verdict']}**."
+        f"Fine-tuned with {row['label_fraction']} of the labels, `{strategy}` gains **{found:+.3f}** more macro-F1 "
+        f"over `{BASELINE}` on brain planes ({row['gain_brain_planes']:+.3f}) than on planes "
+        f"({row['gain_planes']:+.3f}); 95 % interval {row['low']:+.3f} to {row['high']:+.3f}, {row['n_pairs']} pairs: "
+        f"**{row['verdict']}**. As a share of what `{BASELINE}` leaves to gain: {of_rest:+.3f} "
+        f"({other['low']:+.3f} to {other['high']:+.3f})."
     )
-    if row["difference_of_gains"] * other["difference_of_gains"] < 0:
+    if found * of_rest < 0:
         text += " The two scales differ in sign: which task gains more depends on how a gain is measured."
     return text + (" An arm of it is under-trained." if row["under_trained"] else "")

@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from fetal_utils.evaluation import mean_of_present, metrics_from_confusion
-
 
 def make_predictions(true, predicted, patient, classes, *, probabilities=None, machine="Voluson E6"):
     """A predictions table from class indices; without probabilities, 0.9 for the predicted class."""
@@ -81,53 +79,57 @@ def make_scores(values, *, n_test_patients=30, n_resamples=50, spread=0.0, seed=
 
 
 class SimulatedTestSet:
-    """Test images of a task, on which whole studies are simulated: predictions of many runs, judged by macro-F1.
+    """Test images of a task, on which predictions of many runs in many studies are simulated at once.
 
     Parameters
     ----------
     rng : Generator
+    weights : DataFrame
+        As `patient_weights` draws them, for patients 0, 1, ...
     n_images, n_patients, n_classes : int
-        The patients are the first of those that have weights; every patient has an image.
-    weights : ndarray, shape (1 + n_resamples, n_all_patients)
+        The patients are the first of those with weights; each has an image or more.
     """
 
     def __init__(self, rng, weights, *, n_images, n_patients, n_classes):
-        self.rng, self.weights, self.n_classes, self.n_patients = rng, weights.astype(np.float32), n_classes, n_patients
+        self.rng, self.n_classes, self.n_patients = rng, n_classes, n_patients
+        self.weights = weights.to_numpy(np.float32)
         self.patient = np.concatenate([np.arange(n_patients), rng.integers(n_patients, size=n_images - n_patients)])
         self.true = rng.integers(n_classes, size=n_images)
 
-    def macro_f1(self, accuracy, difficulty, *, sd_pairs, n_pairs, shares):
-        """Macro-F1 of fine-tuned pairs, shape (n_studies, n_arms, n_pairs, 1, 1 + n_resamples).
+    def macro_f1(self, accuracy, difficulty, *, shares=(0.5, 0.25, 0.25)):
+        """Macro-F1 of simulated predictions under all weights, shape (n_studies, n_arms, n_runs, 1 + n_resamples).
 
         Parameters
         ----------
-        accuracy : sequence of float
-            Share of right predictions that each arm has in truth, over patients and pairs.
+        accuracy : ndarray, shape (n_studies, n_arms, n_runs)
+            Share of right predictions that a run has in truth, over all patients.
         difficulty : ndarray, shape (n_studies, n_all_patients)
-            Standard normal: how hard a patient is, for all arms (and tasks).
-        sd_pairs : float
-            Standard deviation over pairs of the difference of two arms' accuracies.
-        n_pairs : int
+            Standard normal: how hard a patient is for all runs (and tasks).
         shares : (float, float, float)
-            Of what decides over a prediction: the patient; the patient with an arm; with an arm and a pair. Sum 1.
+            Of what decides over a prediction: the patient; patient x arm; patient x arm x run. They sum to 1.
         """
-        rng, n_arms, n_studies = self.rng, len(accuracy), len(difficulty)
-        pair = rng.normal(size=(n_studies, n_arms, n_pairs, 1)) * sd_pairs / np.sqrt(2)
-        threshold = ndtri(np.clip(np.reshape(accuracy, (-1, 1, 1)) + pair, 0.01, 0.99))
-        by_arm = rng.normal(size=(n_studies, n_arms, 1, difficulty.shape[1]))[..., self.patient]
-        by_run = rng.normal(size=(n_studies, n_arms, n_pairs, len(self.true)))
-        effects = (difficulty[:, None, None, self.patient], by_arm, by_run)
-        right = sum(np.sqrt(share) * effect for share, effect in zip(shares, effects, strict=True)) < threshold
-        wrong = (self.true + rng.integers(1, self.n_classes, size=right.shape, dtype=np.int8)) % self.n_classes
-        return self.score(np.where(right, self.true, wrong))
+        return self.score(self.predict(accuracy, difficulty, shares=shares))
+
+    def predict(self, accuracy, difficulty, *, shares):
+        """Predicted classes, shape (n_studies, n_arms, n_runs, n_images); see `macro_f1`."""
+        rng, (n_studies, n_arms, n_runs) = self.rng, accuracy.shape
+        by_arm = rng.standard_normal((n_studies, n_arms, 1, difficulty.shape[1]), np.float32)[..., self.patient]
+        by_run = rng.standard_normal((n_studies, n_arms, n_runs, len(self.true)), np.float32)
+        effects = zip(shares, (difficulty[:, None, None, self.patient], by_arm, by_run), strict=True)
+        threshold = ndtri(np.clip(accuracy, 0.01, 0.99)).astype(np.float32)[..., None]
+        right = sum(np.float32(np.sqrt(share)) * effect for share, effect in effects) < threshold
+        wrong = (self.true + rng.integers(1, self.n_classes, size=right.shape)) % self.n_classes
+        return np.where(right, self.true, wrong)
 
     def score(self, predicted):
-        """Macro-F1 under all weights of predictions of shape (n_studies, n_arms, n_pairs, n_images)."""
-        shape, k, n_patients = predicted.shape[:-1], self.n_classes, self.weights.shape[1]
-        run = np.arange(np.prod(shape)).reshape(*shape, 1)
-        cells = np.ravel_multi_index(
-            np.broadcast_arrays(self.patient, run, self.true, predicted), (n_patients, run.size, k, k)
-        )
-        counts = np.bincount(cells.ravel(), minlength=n_patients * run.size * k * k).reshape(n_patients, -1)
-        confusion = (self.weights @ counts.astype(np.float32)).reshape(-1, *shape, k, k)
-        return np.moveaxis(mean_of_present(metrics_from_confusion(confusion)["f1"]), 0, -1)[..., None, :]
+        """Macro-F1 of predicted classes under all weights, 2 hits / (true + predicted) of each class."""
+        *shape, n_images = predicted.shape
+        n_runs, k, n_patients = int(np.prod(shape)), self.n_classes, self.weights.shape[1]
+        cells = (self.patient * n_runs + np.arange(n_runs)[:, None]) * k  # of a patient and a run
+        predicted = predicted.reshape(n_runs, n_images)
+        hits = predicted == self.true
+        counted = [(cells + self.true)[hits], (cells + self.true).ravel(), (cells + predicted).ravel()]
+        sums = (np.bincount(one, minlength=n_patients * n_runs * k).reshape(n_patients, -1) for one in counted)
+        hits, true, predicted = (self.weights @ one.astype(np.float32) for one in sums)
+        f1 = 2 * hits / np.maximum(true + predicted, 1)
+        return np.moveaxis(f1.reshape(-1, *shape, k).mean(axis=-1), 0, -1)
