@@ -138,7 +138,8 @@ def by_group(runs: Sequence, weights: pd.DataFrame, *, column: str, training: pd
             arm = pick(score_runs(runs, weights, metrics=["f1"], within=(column, [value])), plane="macro")
             row |= estimate(*align([arm]), n_patients=row["n_patients"])
         rows.append(row)
-    return pd.DataFrame(rows).drop(columns=["standard_error", "degrees", "p"], errors="ignore")
+    counts = ["n_train_images", "n_images", "n_patients", "n_classes"]
+    return pd.DataFrame(rows, columns=[column, *counts, "value", "low", "high"])
 
 
 # --- differences and verdicts ---

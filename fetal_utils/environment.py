@@ -33,7 +33,7 @@ FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # no
 TEXT_COLUMNS = [
     "image_name", "operator", "machine", "true", "predicted", "plane", "brain_plane", "task", "strategy", "baseline",
     "protocol", "metric", "kind", "key", "data_key", "verdict", "family", "reading", "note", "device", "method", "map",
-    "score", "label", "name", "setting", "reason", "state", "commit",
+    "score", "label", "name", "setting", "reason", "state", "commit", "group", "variant",
 ]  # fmt: skip
 
 

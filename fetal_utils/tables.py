@@ -12,17 +12,8 @@ from fetal_utils.runs import RESULTS_VERSION
 ARM, RUN = ("task", "protocol", "strategy", "label_fraction"), ("draw", "seed")
 COUNTS, INTERVAL = ("n_images", "n_patients"), ("value", "low", "high")
 JUDGED = (
-    "low",
-    "high",
-    "n_images",
-    "n_pairs",
-    "standard_error",
-    "degrees",
-    "p",
-    "resolved",
-    "verdict",
-    "under_trained",
-)
+    "low", "high", "n_images", "n_pairs", "standard_error", "degrees", "p", "resolved", "verdict", "under_trained",
+)  # fmt: skip
 OF_SIMCLR = ("pretraining_lr", "n_epochs", "temperature")
 # of each table: the columns that say what a row is about, and those that hold what was found
 TABLES = {
@@ -37,6 +28,8 @@ TABLES = {
         ("difference_of_gains", "gain_brain_planes", "gain_planes", "primary", *(c for c in JUDGED if c != "n_images")),
     ),
     "robustness": (("variant", *ARM, "baseline", "metric"), ("difference", *(c for c in JUDGED if c != "verdict"))),
+    "by_group": ((*ARM, "column", "group"), (*INTERVAL, *COUNTS, "n_classes", "n_train_images")),
+    "costs": (ARM, ("views", "seconds", "n_runs")),
     "trials": (
         (*ARM, *RUN, "setting"),
         ("lr", "n_views", *OF_SIMCLR, "development_macro_f1", "views", "seconds", "chosen"),

@@ -148,6 +148,8 @@ def test_groups_are_scored_each_and_said_to_be_unscored_with_one_patient():
     assert table.loc["Aloka", "value"] == pytest.approx(pick(alone, plane="macro")[0].item())
     assert table.loc["Aloka", "low"] < table.loc["Aloka", "value"] < table.loc["Aloka", "high"]
     assert table.loc[["rare", "never tested"], "value"].isna().all()
+    alone = [make_run(predictions.assign(machine=predictions["patient"].map("machine {}".format)))]
+    assert by_group(alone, weights, column="machine", training=pd.Series(["Aloka"]))["value"].isna().all()
 
 
 # --- verdicts ---
