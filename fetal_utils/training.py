@@ -99,20 +99,23 @@ class Supervised(Settings):
 
     def finish(self, work: Work, labels: Labels, predict: Predict, **facts: object) -> None:
         """Write ``predictions.csv`` and count what the run has seen."""
-        rows, classes = labels.evaluated, np.array(labels.classes)
-        probabilities = predict(rows)
+        rows, classes, probabilities = labels.evaluated, np.array(labels.classes), predict(labels.evaluated)
         table = work.dataset.metadata.iloc[rows][["image_name", "patient", "operator", "machine"]]
         table = table.assign(true=classes[labels.codes[rows]], predicted=classes[probabilities.argmax(1)])
         table[[f"probability_{name}" for name in classes]] = probabilities.round(6)
         write_table(table, work.folder / "predictions.csv")
-        work.facts |= facts | {
-            "n_images": len(labels.train),
-            "n_patients": len(np.unique(work.dataset.patients[labels.train])),
-            "classes": list(labels.classes),
-            "class_counts": labels.class_counts.tolist(),
-            "n_test_images": len(rows) if self.evaluate_on == "test" else 0,
-            "development_macro_f1": labels.development_macro_f1(predict),
-        }
+        work.facts |= (
+            {"optimizer_steps": 0, "views_seen": 0}
+            | facts
+            | {
+                "n_images": len(labels.train),
+                "n_patients": len(np.unique(work.dataset.patients[labels.train])),
+                "classes": list(labels.classes),
+                "class_counts": labels.class_counts.tolist(),
+                "n_test_images": len(rows) if self.evaluate_on == "test" else 0,
+                "development_macro_f1": labels.development_macro_f1(predict),
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +132,7 @@ class LinearProbe(Supervised):
         train = labels.train
         probe, log = linear_probe(features[train], labels.codes[train], work.dataset.patients[train])
         write_table(log, work.folder / "log.csv")
-        counts = {"C": probe.C, "optimizer_steps": 0, "views_seen": 0}
-        self.finish(work, labels, lambda rows: probe.predict_proba(features[rows]), **counts)
+        self.finish(work, labels, lambda rows: probe.predict_proba(features[rows]), C=probe.C)
 
 
 def standardise(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -190,14 +192,14 @@ class FineTune(Supervised):
         self.source.check(dataset)
         check_preset(self.augmentation)
         fits = {
-            f"image_size={self.image_size} of 8 or more": self.image_size >= 8,
-            f"batch_size={self.batch_size} from 2 to n_views={self.n_views}": 2 <= self.batch_size <= self.n_views,
-            f"lr={self.lr} above 0": 0 < self.lr < math.inf,
-            f"weight_decay={self.weight_decay} of 0 or more": self.weight_decay >= 0,
-            f"warmup_fraction={self.warmup_fraction} from 0 to less than 1": 0 <= self.warmup_fraction < 1,
+            f"image_size={self.image_size}: 8 or more": self.image_size >= 8,
+            f"batch_size={self.batch_size}: from 2 to n_views={self.n_views}": 2 <= self.batch_size <= self.n_views,
+            f"lr={self.lr}: above 0": 0 < self.lr < math.inf,
+            f"weight_decay={self.weight_decay}: 0 or more": self.weight_decay >= 0,
+            f"warmup_fraction={self.warmup_fraction}: from 0 to less than 1": 0 <= self.warmup_fraction < 1,
         }
         if wrong := [rule for rule, is_kept in fits.items() if not is_kept]:
-            raise ValueError(f"expected {'; '.join(wrong)}")
+            raise ValueError(f"expected of {'; '.join(wrong)}")
 
     @property
     def backbone(self) -> str:
@@ -253,6 +255,10 @@ class DualTask(FineTune):
     def steps(self, dataset: Dataset) -> tuple[int, int]:
         n_steps, _ = self.contrast.steps(dataset)
         return n_steps, max(MIN_LABELLED_BATCH, round(self.n_views / n_steps))
+
+    def compute(self, work: Work) -> None:
+        with models.memory_advice(chunk_size=self.contrast.chunk_size, pretraining_batch_size=self.contrast.batch_size):
+            fine_tune(self, work)
 
     def cost(self, dataset: Dataset) -> dict[str, int]:
         contrasted = self.contrast.cost(dataset)["views"]
@@ -326,7 +332,7 @@ class ContrastiveViews:
     """Two views of images of a `DualTask`'s pool for each of its steps, and the head that projects their features."""
 
     def __init__(self, settings: DualTask, work: Work, encoder: nn.Module) -> None:
-        asked, size, self.device = settings.contrast, settings.image_size, work.device
+        self.settings, self.device, asked, size = settings, work.device, settings.contrast, settings.image_size
         self.pool = open_pool(work.dataset, pool=asked.pool, image_size=size, extra_images=asked.extra_images)
         width, (mean, std) = models.n_features(encoder), models.normalisation(encoder)
         self.head = ProjectionHead(width, projection_dim=asked.projection_dim, seed=settings.seed)
@@ -334,16 +340,15 @@ class ContrastiveViews:
         order, self.generator = torch_generator(settings.seed, 4), torch_generator(settings.seed, 5)
         n_steps, batch_size = asked.steps(work.dataset)
         self.batches = draw_batches(len(self.pool), n_batches=n_steps, batch_size=batch_size, generator=order)
-        self.masks_same_patient = not asked.same_patient_negatives
-        self.options = {"temperature": asked.temperature, "chunk_size": asked.chunk_size}
-        self.options |= {"contrastive_weight": settings.contrastive_weight}
 
-    def draw(self, step: int) -> tuple[tuple[Tensor, Tensor], dict[str, object]]:
-        """Two views, and the other contrastive arguments of `dual_step`."""
-        batch = self.batches[step]
-        masked = self.pool.same_patient(batch).to(self.device) if self.masks_same_patient else None
-        views = two_views(self.pool.images[batch].to(self.device), self.augment, self.generator)
-        return views, self.options | {"not_negatives": masked}
+    def draw(self, step: int) -> dict[str, object]:
+        """The contrastive arguments of `dual_step`."""
+        asked, batch = self.settings.contrast, self.batches[step]
+        masked = None if asked.same_patient_negatives else self.pool.same_patient(batch).to(self.device)
+        view_a, view_b = two_views(self.pool.images[batch].to(self.device), self.augment, self.generator)
+        pair = {"projection_head": self.head, "view_a": view_a, "view_b": view_b, "not_negatives": masked}
+        options = {"temperature": asked.temperature, "chunk_size": asked.chunk_size}
+        return pair | options | {"contrastive_weight": self.settings.contrastive_weight}
 
 
 def fine_tune(settings: FineTune, work: Work) -> None:
@@ -354,7 +359,7 @@ def fine_tune(settings: FineTune, work: Work) -> None:
     dataset, device, size, seed = work.dataset, work.device, settings.image_size, settings.seed
     labels, images = settings.labels(dataset), dataset.images(size, progress=work.store.progress)
     train_images, train_labels = torch.from_numpy(images[labels.train]), torch.from_numpy(labels.codes[labels.train])
-    class_weights = labels.class_weights().to(device)
+    weights = labels.class_weights().to(device)
     encoder = settings.source.encoder(work.store)
     model = Classifier(encoder, len(labels.classes), seed=seed)
     contrast = ContrastiveViews(settings, work, encoder) if isinstance(settings, DualTask) else None
@@ -372,9 +377,8 @@ def fine_tune(settings: FineTune, work: Work) -> None:
         batch = batches[step]
         x, y = augment(train_images[batch].to(device), views), train_labels[batch].to(device)
         if not contrast:
-            return supervised_step(model, optimizer, x, y, class_weights=class_weights)[None]
-        pair, options = contrast.draw(step)
-        return dual_step(model, contrast.head, optimizer, x, y, *pair, class_weights=class_weights, **options)
+            return supervised_step(model, optimizer, x, y, class_weights=weights)[None]
+        return dual_step(model, optimizer=optimizer, images=x, labels=y, class_weights=weights, **contrast.draw(step))
 
     def predict(rows: np.ndarray) -> np.ndarray:
         logits = models.extract_features(model, images[rows], image_size=size, device=device, encoder=encoder)

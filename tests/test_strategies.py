@@ -15,19 +15,7 @@ from fetal_utils.environment import PROJECT_ROOT
 from fetal_utils.models import InitialWeights, build_encoder, save_weights
 from fetal_utils.runs import RunStore
 from fetal_utils.simclr import Pretrain
-from fetal_utils.strategies import (
-    DECLARED,
-    STRATEGIES,
-    Strategy,
-    choose,
-    development_scores,
-    grid,
-    plan_trials,
-    supervised_run,
-    training_warnings,
-    under_trained,
-    with_dependencies,
-)
+from fetal_utils.strategies import DECLARED, STRATEGIES, Strategy, choose, supervised_run, with_dependencies
 from fetal_utils.training import DualTask, FineTune, LinearProbe
 
 SMALL = {"backbone": "test_efficientnet", "image_size": 32}
@@ -146,7 +134,7 @@ def test_a_relative_file_is_looked_for_from_the_repository_root(dataset, monkeyp
 def test_the_grid_pairs_fine_tunings_and_crosses_probes(dataset):
     about = {"strategies": list(STRATEGIES), "tasks": ["planes", "brain_planes"], "protocols": strategies.PROTOCOLS}
     fractions = {"label_fractions": [0.5, 1.0], "fine_tune_fractions": [0.25, 1.0], "dual_fractions": [0.25]}
-    runs = grid(dataset, **about, **fractions, n_draws=3, n_pairs=2, **SMALL, pretraining=PRETRAINING)
+    runs = strategies.grid(dataset, **about, **fractions, n_draws=3, n_pairs=2, **SMALL, pretraining=PRETRAINING)
     assert len(runs) == len(set(runs))
     found = pd.DataFrame([vars(run) | {"protocol": run.protocol} for run in runs])
     tuned, probes = (found[found["protocol"] == name] for name in strategies.PROTOCOLS)
@@ -165,7 +153,9 @@ def test_the_grid_pairs_fine_tunings_and_crosses_probes(dataset):
 def test_a_grid_of_an_unknown_protocol_is_refused(dataset):
     fractions = {name: [1.0] for name in ("label_fractions", "fine_tune_fractions", "dual_fractions")}
     with pytest.raises(ValueError, match="protocol='probe' is unknown"):
-        grid(dataset, strategies=["scratch"], tasks=["planes"], protocols=["probe"], n_draws=1, n_pairs=1, **fractions)
+        strategies.grid(
+            dataset, strategies=["scratch"], tasks=["planes"], protocols=["probe"], n_draws=1, n_pairs=1, **fractions
+        )
 
 
 # --- trials ---
@@ -173,7 +163,7 @@ def test_a_grid_of_an_unknown_protocol_is_refused(dataset):
 
 def test_trials_never_look_at_test_images_and_cost_what_they_may(real_data, tmp_path):
     native = Dataset(real_data / "fetal_planes_native", tmp_path)
-    planned = plan_trials(native, backbone="tf_efficientnet_lite0", image_size=96)
+    planned = strategies.plan_trials(native, backbone="tf_efficientnet_lite0", image_size=96)
     assert {run.evaluate_on for run in planned} == {"development"}
     assert sum(run.cost(native)["views"] for run in with_dependencies(planned)) <= 3_200_000
     tried = {(run.strategy, setting) for run, setting in planned.items() if run.protocol == "fine_tune"}
@@ -199,8 +189,11 @@ def test_the_default_stays_unless_another_is_better_by_one_standard_error():
     unsure = [0.9, 0.4, 0.5, 0.5]  # gains 0.4, -0.1, 0, 0: mean 0.075, standard error 0.111
     default = trial("imagenet", "default", [0.5, 0.5, 0.5, 0.5])
     for scores, kept in ((noisy, "lr x 2.5"), (unsure, "default")):
-        table = choose(pd.concat([default, trial("imagenet", "lr x 2.5", scores, lr=1e-3)]))
+        tried = pd.concat([default, trial("imagenet", "lr x 2.5", scores, lr=1e-3)])
+        table = choose(tried)
         assert table["kept"].tolist() == [kept]
+        marked = strategies.mark_chosen(tried).groupby("setting")["chosen"].all()
+        assert marked[marked].index.tolist() == [kept]
         assert table["gain"].iloc[0] == pytest.approx(np.mean(scores) - 0.5)
         assert table["standard_error"].iloc[0] == pytest.approx(np.std(np.array(scores) - 0.5, ddof=1) / 2)
 
@@ -228,7 +221,7 @@ def test_simclr_is_chosen_apart_from_what_follows_it():
 def test_under_trained_is_what_gains_more_than_two_hundredths_from_double_the_length():
     scratch = [trial("scratch", "default", 0.5), trial("scratch", "double length", 0.53, n_views=200)]
     imagenet = [trial("imagenet", "default", 0.5), trial("imagenet", "double length", 0.515, n_views=200)]
-    assert under_trained(pd.concat(scratch + imagenet)) == {"scratch"}
+    assert strategies.under_trained(pd.concat(scratch + imagenet)) == {"scratch"}
 
 
 def test_warnings_name_what_went_worse_than_before():
@@ -236,9 +229,9 @@ def test_warnings_name_what_went_worse_than_before():
         return trial(strategy, "default", value, protocol=protocol)
 
     fine = [scores("linear_probe", "imagenet", 0.6), scores("fine_tune", "imagenet", 0.59)]
-    assert training_warnings(pd.concat(fine)) == []
+    assert strategies.training_warnings(pd.concat(fine)) == []
     worse = [scores("linear_probe", "simclr_imagenet", 0.55), scores("fine_tune", "simclr_imagenet", 0.5)]
-    below, after = sorted(training_warnings(pd.concat(fine + worse)))
+    below, after = sorted(strategies.training_warnings(pd.concat(fine + worse)))
     assert "simclr_imagenet, planes, 100% of the labels: fine-tuned 0.500, below its own probe, 0.550" in below
     assert "probe after pretraining, 0.550, below the one before, 0.600" in after
 
@@ -247,7 +240,7 @@ def test_scores_of_trials_come_from_the_records(dataset, tmp_path):
     store = RunStore(tmp_path, dataset, device="cpu", progress=False)
     runs = [ask(dataset, name, evaluate_on="development") for name in ("scratch", "simclr_scratch", "dual_scratch")]
     runs.append(ask(dataset, "simclr_scratch", "linear_probe", evaluate_on="development"))
-    table = development_scores(store.get(runs))
+    table = strategies.development_scores(store.get(runs))
     assert table["strategy"].tolist() == ["scratch", "simclr_scratch", "dual_scratch", "simclr_scratch"]
     assert table["development_macro_f1"].between(0, 1).all()
     assert table["temperature"].fillna(0).tolist() == [0, 0.3, 0.3, 0.3]
