@@ -14,6 +14,7 @@ import yaml
 
 from fetal_utils.environment import PROJECT_ROOT, project_path, read_json, write_json
 from fetal_utils.images import CSV_COLUMNS, CSV_NAME, ImageFormat, content_hashes, digest, image_paths, open_images
+from fetal_utils.phantom import phantom_dir
 from fetal_utils.splits import data_summary, read_metadata, split_by_patient
 
 TASKS_NAME = "tasks.yaml"
@@ -270,8 +271,6 @@ def open_dataset(data_dir: str | Path, *, results_dir: str | Path, phantom_patie
     folder = project_path(data_dir) if data_dir else results_dir / "data"
     # a results folder that has decoded images is worked in; one that came without them keeps what was found elsewhere
     if not data_dir and ((results_dir / "cache").exists() or not (folder / KEPT_NAME).exists()):
-        from fetal_utils.phantom import phantom_dir
-
         folder = phantom_dir(PROJECT_ROOT / "data", n_patients=phantom_patients, seed=0)
     dataset = Dataset(folder, results_dir / "cache", **choices)
     dataset.usable_tasks()

@@ -3,28 +3,34 @@
 import json
 import os
 import shutil
-import tempfile
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from contextlib import closing
+from functools import lru_cache, partial
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 from PIL import Image
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
-from fetal_utils.data import CSV_NAME, IMAGE_DIR
 from fetal_utils.environment import progress_bar
-from fetal_utils.memory import keep_freed_memory
-from fetal_utils.phantom.drawing import check_settings, draw_row
-from fetal_utils.phantom.metadata import draw_metadata
-from fetal_utils.phantom.table import check_metadata, read_raw_csv, write_raw_csv
+from fetal_utils.images import CSV_NAME, IMAGE_DIR
+from fetal_utils.phantom.fetus import Fetus, draw_fetus
+from fetal_utils.phantom.machines import ANATOMY, CALIPERS, MACHINES, TEXT, burn_in
+from fetal_utils.phantom.metadata import check_drawable, draw_metadata
+from fetal_utils.phantom.scene import compose, render
+from fetal_utils.splits import read_metadata, write_metadata
 
 MASK_DIR = "Masks"
 RECORD_NAME = "phantom.json"
-FORMAT_VERSION = 1  # raised whenever the same settings give other pixels or another table
+FORMAT_VERSION = 2  # raised whenever the same settings give other pixels or another table
+IMAGE_HEIGHTS = (64, 1024)  # px
+THREADS = ThreadpoolController()
 NOTICE = (
     "This is a phantom: simulated images of a made-up parametric fetus. It is not clinical data, shows no patient, "
     "and says nothing about how well a method works on real images."
@@ -37,11 +43,13 @@ def write_phantom(
     n_patients: int = 200,
     seed: int = 0,
     image_height: int = 256,
-    metadata: str | Path | pd.DataFrame | None = None,
+    metadata: str | Path | None = None,
     n_workers: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Write a phantom data set; the folder appears whole or not at all.
+
+    Processes that ask for the same folder wait for each other; what a killed one left is cleared away by the next.
 
     Parameters
     ----------
@@ -49,12 +57,10 @@ def write_phantom(
         Folder to make. If it already holds a phantom of the same settings, nothing is done.
     n_patients : int
         Patients to draw; not used with ``metadata``.
-    seed : int
-        Decides, with the other settings, every pixel.
-    image_height : int
-        Height in pixels.
-    metadata : path or DataFrame, optional
-        A real CSV, or its raw columns: an image is drawn for every row of it.
+    seed, image_height : int
+        Decide every pixel; height in pixels, within ``IMAGE_HEIGHTS``.
+    metadata : path, optional
+        A ``FETAL_PLANES_DB_data.csv`` or its folder: an image is drawn for every row.
     n_workers : int, optional
         Processes; default one per processor. The images do not depend on it.
     progress : bool
@@ -68,129 +74,141 @@ def write_phantom(
     Raises
     ------
     ValueError
-        If a setting is out of range or the metadata is not a table of FETAL_PLANES_DB.
+        If a setting is out of range or the metadata can't be drawn.
+    FileNotFoundError
+        If there is no metadata.
     FileExistsError
         If ``out_dir`` holds anything but a phantom of the same settings.
     """
     out_dir = Path(out_dir)
-    check_settings(seed, image_height)
-    rows = _rows(n_patients, seed, metadata)
-    record = _record(rows, None if metadata is not None else n_patients, seed, image_height)
-    if _already_there(out_dir, record):
-        return out_dir
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:
-        _draw_all(building, rows, seed=seed, image_height=image_height, n_workers=n_workers, progress=progress)
-        write_raw_csv(rows, building / CSV_NAME)
-        (building / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
-        building.chmod(0o755)
-        if out_dir.exists():
-            out_dir.rmdir()  # empty, or _already_there would have refused it
-        building.rename(out_dir)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return out_dir
-
-
-def phantom_dir(root: str | Path, *, n_patients: int, seed: int, image_height: int = 256) -> Path:
-    """The folder under ``root`` with the phantom of these settings, drawn when it is asked for first.
-
-    Safe when several processes ask at once: one draws, the others wait.
-
-    Parameters
-    ----------
-    root : path
-        Folder that holds phantoms.
-    n_patients, seed, image_height : int
-        As in ``write_phantom``.
-
-    Returns
-    -------
-    Path
-        Folder in the layout of FETAL_PLANES_DB.
-
-    Raises
-    ------
-    ValueError
-        If a setting is out of range.
-    """
-    folder = Path(root) / f"phantom-{n_patients}p-seed{seed}-{image_height}px-v{FORMAT_VERSION}"
-    if (folder / RECORD_NAME).exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not (folder / RECORD_NAME).exists():
-            print(f"Drawing the phantom of {n_patients} patients into {folder} (once; about a minute per 200 patients)")
-            write_phantom(folder, n_patients=n_patients, seed=seed, image_height=image_height)
-    return folder
-
-
-def _rows(n_patients: int, seed: int, metadata: str | Path | pd.DataFrame | None) -> pd.DataFrame:
+    _check_settings(seed, image_height)
+    if n_workers is not None and n_workers < 1:
+        raise ValueError(f"n_workers={n_workers}: give 1 or more")
     if metadata is None:
-        return draw_metadata(n_patients, rng=np.random.default_rng(seed))
-    rows = metadata if isinstance(metadata, pd.DataFrame) else read_raw_csv(metadata)
-    check_metadata(rows)
-    return rows
-
-
-def _record(rows: pd.DataFrame, n_patients: int | None, seed: int, image_height: int) -> dict:
-    """What made the folder; two folders with equal records hold equal images."""
-    return {
+        table = draw_metadata(n_patients, rng=np.random.default_rng(seed))
+    else:
+        table = read_metadata(Path(metadata).parent if Path(metadata).name == CSV_NAME else metadata)
+        check_drawable(table)
+    record = {
         "notice": NOTICE,
         "format_version": FORMAT_VERSION,
         "seed": int(seed),
         "image_height": int(image_height),
-        "n_patients": int(rows["Patient_num"].nunique()),
-        "n_images": len(rows),
-        "table": "drawn" if n_patients is not None else "given",
-        "table_crc32": crc32(rows.to_csv(index=False, lineterminator="\n").encode()),
-        "mask_values": {"nothing": 0, "defining anatomy": 1, "text": 2, "calipers": 3},
+        "n_patients": int(table["patient"].nunique()),
+        "n_images": len(table),
+        "table": "drawn" if metadata is None else "given",
+        "table_crc32": crc32(table.to_csv(index=False, lineterminator="\n").encode()),
+        "mask_values": {"nothing": 0, "defining anatomy": ANATOMY, "text": TEXT, "calipers": CALIPERS},
     }
+    if _is_there(out_dir, record):
+        return out_dir
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    beside = out_dir.with_name(f".{out_dir.name}.partial")
+    with FileLock(out_dir.with_name(f".{out_dir.name}.lock")):
+        if _is_there(out_dir, record):
+            return out_dir
+        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+        try:
+            for directory in (IMAGE_DIR, MASK_DIR):
+                (beside / directory).mkdir(parents=True)
+            write_metadata(table, beside)
+            (beside / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            work = partial(_draw_and_save, folder=beside, seed=seed, image_height=image_height)
+            with closing(_map(work, table.to_dict("records"), n_workers)) as done:
+                for _ in progress_bar(iterable=done, total=len(table), desc="phantom", unit="image", show=progress):
+                    pass
+            beside.replace(out_dir)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return out_dir
 
 
-def _already_there(out_dir: Path, record: dict) -> bool:
-    """Whether ``out_dir`` holds this very phantom; refuses anything else that is there."""
+def phantom_dir(root: str | Path, *, n_patients: int, seed: int, image_height: int = 256) -> Path:
+    """The folder under ``root`` with the phantom of these settings, drawn when it is asked for first."""
+    folder = Path(root) / f"phantom-{n_patients}p-seed{seed}-{image_height}px-v{FORMAT_VERSION}"
+    if not (folder / RECORD_NAME).exists():
+        print(f"Drawing the phantom of {n_patients} patients into {folder} (once; about a minute per 200 patients)")
+        write_phantom(folder, n_patients=n_patients, seed=seed, image_height=image_height)
+    return folder
+
+
+def draw_image(row: Mapping, *, seed: int, image_height: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the image of one row alone, with the same pixels as in the full run.
+
+    Parameters
+    ----------
+    row : mapping
+        ``image_name``, ``patient``, ``plane``, ``brain_plane``, ``operator`` and ``machine`` of an image.
+    seed, image_height : int
+        As of `write_phantom`; the width follows from the machine.
+
+    Returns
+    -------
+    image, mask : array of uint8, shape (image_height, width)
+        Gray values; 0 nothing, 1 anatomy that defines the plane, 2 text, 3 calipers.
+    """
+    _check_settings(seed, image_height)
+    check_drawable(pd.DataFrame([dict(row)]))
+    return _draw_row(row, seed=seed, image_height=image_height)
+
+
+def _check_settings(seed: int, image_height: int) -> None:
+    low, high = IMAGE_HEIGHTS
+    if not low <= image_height <= high:
+        raise ValueError(f"image_height={image_height}: give {low} to {high} px")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: give 0 or more")
+
+
+def _is_there(out_dir: Path, record: dict) -> bool:
+    """Whether ``out_dir`` holds this very phantom; refuses anything else that is there, but not an empty folder."""
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return False
-    found = out_dir / RECORD_NAME
-    if not found.is_file():
-        raise FileExistsError(f"{out_dir} exists and is no phantom; name a folder that does not exist")
     try:
-        other = json.loads(found.read_text())
-    except json.JSONDecodeError:
-        other = {}
-    if other != record:
+        found = json.loads((out_dir / RECORD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise FileExistsError(f"{out_dir} exists and is no phantom; name a folder that does not exist") from None
+    if found != record:
         raise FileExistsError(f"{out_dir} holds a phantom of other settings; name another folder or remove it")
     return True
 
 
-def _draw_and_save(row: dict, *, folder: Path, seed: int, image_height: int) -> None:
-    for directory, pixels in zip(
-        (IMAGE_DIR, MASK_DIR), draw_row(row, seed=seed, image_height=image_height), strict=True
-    ):
-        Image.fromarray(pixels).save(
-            folder / directory / f"{row['Image_name']}.png", compress_level=3
-        )  # more costs time and saves little: speckle is noise
-
-
-def _draw_all(folder: Path, rows: pd.DataFrame, *, seed: int, image_height: int, n_workers: int | None, progress: bool):
-    for directory in (IMAGE_DIR, MASK_DIR):
-        (folder / directory).mkdir()
-    records = rows.to_dict("records")
-    work = partial(_draw_and_save, folder=folder, seed=seed, image_height=image_height)
-    n_workers = min(n_workers or os.cpu_count() or 1, max(len(records) // 16, 1))
-    bar = partial(progress_bar, total=len(records), desc="phantom", unit="image", show=progress)
+def _map(work, rows: list[dict], n_workers: int | None) -> Iterator[None]:
+    """Do ``work`` for every row, in processes if that pays."""
+    n_workers = min(n_workers or os.cpu_count() or 1, max(len(rows) // 16, 1))
     if n_workers == 1:
-        with threadpool_limits(1):
-            for _ in bar(iterable=map(work, records)):
-                pass
+        yield from map(work, rows)
         return
-    with ProcessPoolExecutor(n_workers, initializer=_prepare_worker) as pool:
-        for _ in bar(iterable=pool.map(work, records, chunksize=32)):
-            pass
+    with ProcessPoolExecutor(n_workers, initializer=_end_with_parent) as pool:
+        yield from pool.map(work, rows, chunksize=32)  # a patient's images follow one another
 
 
-def _prepare_worker() -> None:
-    threadpool_limits(1)
-    keep_freed_memory()
+def _end_with_parent() -> None:
+    """Let this worker end when its parent is killed: it would draw on, into the folder of whoever comes next."""
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def _draw_and_save(row: dict, *, folder: Path, seed: int, image_height: int) -> None:
+    image, mask = _draw_row(row, seed=seed, image_height=image_height)
+    for directory, pixels in ((IMAGE_DIR, image), (MASK_DIR, mask)):
+        # a higher level costs time and saves little: speckle is noise
+        Image.fromarray(pixels).save(folder / directory / f"{row['image_name']}.png", compress_level=3)
+
+
+def _draw_row(row: Mapping, *, seed: int, image_height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask of a row that was checked before."""
+    patient, machine = int(row["patient"]), MACHINES[row["machine"]]
+    # crc32 and not hash(), which differs from one process to the next
+    rng = np.random.default_rng([seed, patient, crc32(row["image_name"].encode())])
+    with THREADS.limit(limits=1):  # sums do not depend on how they are split
+        fetus = _fetus(seed, patient)
+        scene = compose(row, fetus=fetus, machine=machine, rng=rng)
+        image, structures = render(scene, fetus=fetus, machine=machine, image_height=image_height, rng=rng)
+    mask = np.isin(structures, scene.defining).astype(np.uint8) * np.uint8(ANATOMY)
+    return burn_in(image, mask, machine=machine, plane=row["plane"], weeks=fetus.weeks, rng=rng)
+
+
+@lru_cache(maxsize=8)
+def _fetus(seed: int, patient: int) -> Fetus:
+    """The fetus of a patient; kept because a patient's images follow one another."""
+    return draw_fetus(np.random.default_rng([seed, patient]))
