@@ -21,14 +21,12 @@ from fetal_utils.models import OFFLINE_BACKBONE, InitialWeights, build_encoder, 
 from fetal_utils.presets import UsageError
 from fetal_utils.runs import RunsFailedError, RunStore
 from fetal_utils.simclr import (
-    ContrastivePool,
     Pretrain,
     SimCLR,
     draw_batches,
     effective_rank,
     encode_in_chunks,
     health,
-    keep_statistics,
     main,
     open_pool,
     settings_from,
@@ -87,15 +85,6 @@ def weights_of(model):
 # --- the step ---
 
 
-def test_the_loss_falls_within_a_few_steps_on_one_batch(tiny_dataset):
-    """Of 32 images the same two views are seen 12 times: a loss that can't fall here never will."""
-    pool = torch.tensor(tiny_dataset.images(32, progress=False)[:32]).unsqueeze(1) / 255 - 0.5
-    model = SimCLR(START.encoder(), projection_dim=16, seed=0)
-    optimizer = build_optimizer(model, lr=2e-3, weight_decay=0.0)
-    losses = [simclr_step(model, optimizer, pool, pool.flip(3), temperature=0.1) for _ in range(12)]
-    assert losses[-1] < losses[0] - 1
-
-
 @pytest.mark.parametrize("chunk_size", [0, 4])
 def test_a_step_is_a_loss_a_backward_pass_a_clipped_norm_and_a_move(chunk_size):
     model, views, mask = tiny(), two_views(), torch.zeros(N_IMAGES, N_IMAGES, dtype=torch.bool)
@@ -110,12 +99,6 @@ def test_a_step_is_a_loss_a_backward_pass_a_clipped_norm_and_a_move(chunk_size):
     assert found.item() == pytest.approx(loss.item())
     assert not found.requires_grad
     assert not any(differ(weights_of(model), weights_of(expected)))
-
-
-def test_both_views_share_the_statistics_of_one_batch():
-    model = tiny(nn.BatchNorm2d)
-    simclr_step(model, torch.optim.SGD(model.parameters(), lr=0.0), *two_views(), temperature=0.2)
-    assert model.encoder[1].num_batches_tracked == 1
 
 
 @pytest.mark.parametrize("chunk_size", [0, 5])
@@ -141,17 +124,6 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(chunk_size):
     assert loss == pytest.approx(whole, rel=1e-9)
 
 
-def test_accumulated_losses_of_the_chunks_would_give_other_gradients():
-    """What the chunks are for: an image meets the negatives of all chunks, not of its own alone."""
-    model, (view_a, view_b) = tiny(), two_views()
-    expected, _ = gradients(model)
-    for a, b in zip(view_a.split(2), view_b.split(2), strict=True):
-        z_a, z_b = model.train()(torch.cat([a, b])).chunk(2)
-        (nt_xent_loss(z_a, z_b, temperature=0.2) / 3).backward()
-    nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
-    assert all(differ(expected, [parameter.grad for parameter in model.parameters()]))
-
-
 @pytest.mark.parametrize("chunk_size", [3, 4])
 def test_batch_normalisation_sees_a_chunk_once_and_not_the_batch(chunk_size):
     model = tiny(nn.BatchNorm2d).train()
@@ -169,13 +141,6 @@ def test_batch_normalisation_sees_a_chunk_once_and_not_the_batch(chunk_size):
         torch.testing.assert_close(getattr(chunked.encoder[1], name), getattr(direct.encoder[1], name))
 
 
-def test_a_chunk_that_holds_the_batch_is_the_batch():
-    model = tiny(nn.BatchNorm2d)
-    expected, _ = gradients(model)
-    for chunk_size in (12, 10_000):
-        assert all(map(torch.equal, gradients(model, chunk_size=chunk_size)[0], expected))
-
-
 @pytest.mark.parametrize("chunk_size", [2, 3, 9])
 def test_no_chunk_is_a_single_view_whose_batch_normalisation_could_not_work(chunk_size):
     """Ten views in nines leave one over; at 32 px the last map has one pixel, so one view has no variance."""
@@ -185,16 +150,6 @@ def test_no_chunk_is_a_single_view_whose_batch_normalisation_could_not_work(chun
     simclr_step(model, optimizer, *views, temperature=0.2, chunk_size=chunk_size)
     assert sum(sizes) == 2 * 10  # each view passes twice
     assert 2 <= min(sizes) <= max(sizes) <= chunk_size
-
-
-def test_statistics_run_on_after_an_error_in_a_block_that_kept_them():
-    layer, batch = nn.BatchNorm1d(2, momentum=1.0), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    with pytest.raises(KeyError), keep_statistics(layer):
-        layer(batch)
-        raise KeyError
-    assert layer.running_mean.tolist() == [0, 0]
-    layer(batch)
-    assert layer.running_mean.tolist() == [2, 3]
 
 
 # --- images and batches ---
@@ -226,12 +181,6 @@ def test_images_of_a_further_folder_come_last_and_without_patient(tiny_dataset, 
     assert torch.equal(pool.same_patient(torch.tensor([0, -1, -2, -3])), torch.eye(4, dtype=torch.bool))
     assert pool.facts["n_extra_images"] == 3
     assert dataclasses.replace(SETTINGS, extra_images=extra).steps(tiny_dataset)[0] == 3 * (len(pool) // 20)
-
-
-def test_pairs_of_a_patient_by_hand_in_the_order_of_the_batch():
-    pool = ContrastivePool(torch.zeros(5, 8, 8, dtype=torch.uint8), torch.tensor([7, 7, 7, 9, 9]), {})
-    pairs = pool.same_patient(torch.tensor([3, 0, 4])) & ~torch.eye(3, dtype=torch.bool)
-    assert pairs.nonzero().tolist() == [[0, 2], [2, 0]]  # images 3 and 4
 
 
 def test_every_image_comes_once_before_any_comes_again():
@@ -468,12 +417,3 @@ def test_bad_input_ends_the_command_with_status_2(arguments, named, tiny_phantom
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and named in error
     assert not (tmp_path / "runs").exists()
-
-
-def test_an_interrupt_ends_the_command_with_status_130(tiny_phantom, tmp_path, monkeypatch, capsys):
-    def interrupt(*args, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(simclr, "RunStore", interrupt)
-    assert main(["--data-dir", str(tiny_phantom), "--results-dir", str(tmp_path), "-p", "image_size", "32"]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted"
