@@ -34,7 +34,7 @@ from fetal_utils.transforms import Augment, check_preset, two_views
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C that a probe chooses from
 STRENGTH_OF_FEW, N_FOLDS = 1e-2, 3  # where a class has fewer patients than folds nothing can be chosen
 N_LOG_ROWS = 8  # of a fine-tuning: how often the development patients are watched
-MIN_LABELLED_BATCH = 8  # of the dual task: enough for BatchNorm, and for most classes to be in a step
+MIN_LABELLED_BATCH = 8  # of the dual task, over whose steps the labelled views are spread: enough for BatchNorm
 MEASURES = ("loss", "contrastive_loss", "gradient_norm", "contrastive_gradient_norm")  # of a step, in the log
 Predict = Callable[[np.ndarray], np.ndarray]  # rows of the data set's table to probabilities, (n_rows, n_classes)
 
@@ -104,18 +104,14 @@ class Supervised(Settings):
         table = table.assign(true=classes[labels.codes[rows]], predicted=classes[probabilities.argmax(1)])
         table[[f"probability_{name}" for name in classes]] = probabilities.round(6)
         write_table(table, work.folder / "predictions.csv")
-        work.facts |= (
-            {"optimizer_steps": 0, "views_seen": 0}
-            | facts
-            | {
-                "n_images": len(labels.train),
-                "n_patients": len(np.unique(work.dataset.patients[labels.train])),
-                "classes": list(labels.classes),
-                "class_counts": labels.class_counts.tolist(),
-                "n_test_images": len(rows) if self.evaluate_on == "test" else 0,
-                "development_macro_f1": labels.development_macro_f1(predict),
-            }
-        )
+        work.facts |= facts | {
+            "n_images": len(labels.train),
+            "n_patients": len(np.unique(work.dataset.patients[labels.train])),
+            "classes": list(labels.classes),
+            "class_counts": labels.class_counts.tolist(),
+            "n_test_images": len(rows) if self.evaluate_on == "test" else 0,
+            "development_macro_f1": labels.development_macro_f1(predict),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +128,8 @@ class LinearProbe(Supervised):
         train = labels.train
         probe, log = linear_probe(features[train], labels.codes[train], work.dataset.patients[train])
         write_table(log, work.folder / "log.csv")
-        self.finish(work, labels, lambda rows: probe.predict_proba(features[rows]), C=probe.C)
+        counts = {"C": probe.C, "optimizer_steps": 0, "views_seen": 0}
+        self.finish(work, labels, lambda rows: probe.predict_proba(features[rows]), **counts)
 
 
 def standardise(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -234,9 +231,8 @@ class FineTune(Supervised):
 class DualTask(FineTune):
     """A fine-tuning whose encoder is also taught, in every step, by NT-Xent on two views of images without labels.
 
-    Steps and contrasted views are those of a pretraining, which is not run; the labelled ``n_views`` are spread over
-    them, at least eight in a step (Migliorelli et al. 2024, Comput Biol Med 174:108430). Each kind of views has its own
-    forward pass and batch statistics; prediction normalises by those of the labelled ones, as after a `FineTune`.
+    Steps and contrasted views are those of a pretraining, which is not run (Migliorelli et al. 2024, Comput Biol Med
+    174:108430). Prediction normalises by the statistics of labelled views alone, as after a `FineTune`.
     """
 
     kind: ClassVar[str] = "dual_task"
@@ -273,8 +269,7 @@ def classification_loss(logits: Tensor, labels: Tensor, *, class_weights: Tensor
 def supervised_step(
     model: Classifier, optimizer: Optimizer, images: Tensor, labels: Tensor, *, class_weights: Tensor
 ) -> Tensor:
-    """One optimizer step on labelled views, (n_images, 1, image_size, image_size); returns the loss. FloatingPointError
-    if it is not finite: the weights are then those of the step before."""
+    """One optimizer step on labelled views, (n_images, 1, image_size, image_size); returns the loss."""
     model.train()
     with mixed_precision(images.device):
         logits = model(images)
