@@ -320,8 +320,9 @@ def plot_differences(comparisons: pd.DataFrame, axes: np.ndarray | None = None) 
     """
     panels = list(comparisons.groupby(["task", "protocol"], sort=False))
     if axes is None:
-        n_rows = max(len(own) for _, own in panels)
-        _, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 1.2 + 0.3 * n_rows), squeeze=False)
+        n_columns, n_lines = min(2, len(panels)), max(len(own) for _, own in panels)
+        shape = -(-len(panels) // n_columns), n_columns
+        _, axes = plt.subplots(*shape, figsize=(5.6 * n_columns, (1 + 0.22 * n_lines) * shape[0]), squeeze=False)
     for ax, ((task, protocol), own) in zip(np.ravel(axes), panels, strict=False):
         own = own.sort_values(["strategy", "baseline", "label_fraction"], ignore_index=True)
         for place, row in enumerate(own.itertuples()):
@@ -335,6 +336,8 @@ def plot_differences(comparisons: pd.DataFrame, axes: np.ndarray | None = None) 
         ax.axvspan(-0.03, 0.03, color="#888888", alpha=0.12, linewidth=0)  # no relevant difference
         ax.set(title=f"{task}, {protocol}", xlabel="difference in macro-F1")
         ax.invert_yaxis()
+    for ax in np.ravel(axes)[len(panels) :]:
+        ax.set_axis_off()
     return axes
 
 
@@ -353,6 +356,6 @@ def plot_claim(claim: pd.DataFrame, ax: Axes | None = None) -> Axes:
         names.append(f"{'CLAIM: ' if is_main else ''}{row.strategy}, {at}")
     ax.set_yticks(range(len(rows)), names, fontsize=9)
     ax.axvline(0, color="#444444", linewidth=1)
-    ax.set(xlabel="gain over imagenet on brain planes minus gain on planes, macro-F1")
+    ax.set(xlabel="gain on brain planes minus gain on planes, macro-F1")
     ax.invert_yaxis()
     return ax
