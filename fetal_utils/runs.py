@@ -12,7 +12,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -289,7 +289,8 @@ class RunStore:
                 return ""
             return last_line(unfinished / TRACEBACK) or self._compute_locked(settings, unfinished, watch)
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held; filelock lets who waits look again
+            with suppress(OSError):  # a disk that has become read-only
+                Path(lock.lock_file).unlink()  # while it is held; filelock lets who waits look again
             lock.release()
             environment.keep_freed_memory(trim=True)  # the next run's arrays have other sizes
 
