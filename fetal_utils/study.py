@@ -103,11 +103,11 @@ def run_command(options: argparse.Namespace, notebook_dir: Path) -> int:
     for execution in [] if options.runs_only else executions:
         if not any(lost in reason for *_, reason in made for lost in ("StorageError", "ConnectionError")):
             made += make(execution)
-    table = pd.DataFrame(made, columns=["made", "seconds", "failed"])
-    failed = table[table["failed"] != ""]
-    if len(failed):
-        print(f"\n{len(failed)} of {len(table)} failed:\n{failed.to_string(index=False)}", file=sys.stderr)
-    return int(len(failed) > 0)
+    if failed := [row for row in made if row[-1]]:
+        width = max(len(name) for name, *_ in failed)
+        rows = [f"  {name:{width}} {seconds:>8.1f} s  {reason}" for name, seconds, reason in failed]
+        print(f"\n{len(failed)} of {len(made)} failed:", *rows, sep="\n", file=sys.stderr)
+    return int(bool(failed))
 
 
 def given_values(options: argparse.Namespace) -> dict[str, object]:

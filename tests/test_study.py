@@ -168,8 +168,8 @@ def test_a_failing_notebook_leaves_its_copy_the_others_go_on_and_a_success_remov
     assert toy.left() == [f"{ONE}.failed.ipynb", f"{TWO}.failed.ipynb", f"{THREE}.ipynb"]
     shown = capsys.readouterr().err
     assert re.search(r"(?m)^2 of \d failed:$", shown)
-    assert re.search(rf"{ONE} +[\d.]+ +cell 4: ValueError: on purpose ... at 5", shown)
-    assert re.search(rf"{TWO} +[\d.]+ +its kernel died, as it does when memory is short", shown)
+    assert re.search(rf"{ONE} +[\d.]+ s  cell 4: ValueError: on purpose ... at 5", shown)
+    assert re.search(rf"{TWO} +[\d.]+ s  its kernel died, as it does when memory is short", shown)
     assert THREE not in shown and "Traceback (most" not in shown
     assert "Traceback (most" in (toy.results_dir / "study.log").read_text()
     (toy.notebooks / "mended").touch()
@@ -262,8 +262,8 @@ def test_runs_that_fail_are_a_table_of_failures_and_status_1(toy, capsys):
     nbformat.write(notebook, toy.notebooks / f"{ONE}.ipynb")
     assert toy.run("--runs-only") == 1
     shown = capsys.readouterr().err
-    assert re.search(r"sum \w{16} +[\d.]+ +RuntimeError: term 1 is broken", shown)
-    assert re.search(r"sum \w{16} +[\d.]+ +needs sum \w{16}, which failed", shown)
+    assert re.search(r"sum \w{16} +[\d.]+ s  RuntimeError: term 1 is broken", shown)
+    assert re.search(r"sum \w{16} +[\d.]+ s  needs sum \w{16}, which failed", shown)
     assert computed(toy_store(toy.results_dir)) == [1, 3]
     assert main(["status", *toy.arguments()]) == 0
     said = capsys.readouterr().out
