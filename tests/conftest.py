@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fetal_utils.data import Dataset
 from fetal_utils.environment import PROJECT_ROOT
+from fetal_utils.phantom import write_phantom
 
 # pytest-xdist's workers, and the kernels that they start, share the machine's cores
 if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -35,15 +37,11 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_phantom(tmp_path_factory) -> Path:
     """A phantom of 24 patients and 174 images, 64 px high."""
-    from fetal_utils.phantom import write_phantom
-
     folder = tmp_path_factory.mktemp("data") / "tiny_phantom"
     return write_phantom(folder, n_patients=24, seed=0, image_height=64, n_workers=1, progress=False)
 
 
 @pytest.fixture(scope="session")
-def tiny_dataset(tiny_phantom, tmp_path_factory):
+def tiny_dataset(tiny_phantom, tmp_path_factory) -> Dataset:
     """The tiny phantom opened for the study."""
-    from fetal_utils.data import Dataset
-
     return Dataset(tiny_phantom, tmp_path_factory.mktemp("cache"))
