@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -207,11 +208,19 @@ class InitialWeights:
         check_backbone(self.backbone)
         if self.content and content_of(self.init) != self.content:
             raise ValueError(f"{self.init} has changed since this run was asked for; ask again")
+        if self.init == "imagenet":
+            fetch_weights(self.backbone)
 
     def encoder(self, store: RunStore | None = None) -> nn.Module:
         """The network on the CPU."""
         self.check()
         return build_encoder(self.backbone, init=self.init, seed=self.seed)
+
+
+@cache
+def fetch_weights(backbone: str) -> None:
+    """Let timm's hub put ImageNet weights into its cache; errors as by `build_encoder`, before anything is trained."""
+    build_encoder(backbone, init="imagenet")
 
 
 def initial_weights(*, backbone: str, init: str | Path, seed: int) -> InitialWeights:

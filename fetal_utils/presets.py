@@ -215,11 +215,13 @@ def wanted_runs(execution: Execution) -> Wanted | None:
     They check the notebook's parameters and compute nothing; UsageError with the reason if one of them fails.
     """
     names: dict = {"__name__": "__main__", "display": lambda *shown, **options: None}
-    for source, tags in read_cells(execution.path) if execution.path.stem != REPORT else []:  # which reads tables to be
+    for source, tags in read_cells(execution.path):
         if tags & BEFORE_RUNS:
             try:
                 exec(compile(source, execution.path.name, "exec"), names)
             except Exception as error:
+                if names.get("wanted") == []:
+                    break
                 kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
                 raise UsageError(f"{execution.name}: {kind}{error}") from error
         names |= execution.parameters if "parameters" in tags else {}

@@ -79,9 +79,10 @@ def main(arguments: Sequence[str] | None = None, *, notebook_dir: Path = presets
 
 def run_command(options: argparse.Namespace, notebook_dir: Path) -> int:
     """What the options ask for; the exit status. All that a user can have mistyped is found before the first run."""
-    scheduler, preview = options.scheduler or "", options.dry_run or options.list
+    preview = options.dry_run or options.list
     try:
         given = given_values(options)
+        scheduler = presets.check_type("scheduler", given.get("scheduler", ""), str)
         results_dir = Path(given["results_dir"])
         if options.command != "run":
             command = {"status": status, "archive": archive, "restore": restore}[options.command]
@@ -225,7 +226,8 @@ def execute(execution: Execution) -> None:
             extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which else complains of being interrupted
         )
     except Exception:
-        unfinished.replace(failed)
+        if unfinished.exists():  # else no kernel started, or the disk is full
+            unfinished.replace(failed)
         raise
     unfinished.replace(copy_of(execution))
     failed.unlink(missing_ok=True)

@@ -192,3 +192,12 @@ def test_a_cell_that_refuses_a_value_is_an_error_that_names_the_notebook(folder)
     (execution,) = plan(EMPTY, {"lr": -1.0}, only="02", folder=folder)
     with pytest.raises(UsageError, match=f"{TWO}: lr=-1.0: expected more than 0"):
         wanted_runs(execution)
+
+
+def test_an_empty_list_is_named_also_where_a_cell_stumbles_over_it(folder):
+    write_notebook(folder / f"{TWO}.ipynb")
+    notebook = folder / f"{TWO}.ipynb"
+    notebook.write_text(notebook.read_text().replace("for term in terms]", "for term in terms]\\nwanted[0]"))
+    (execution,) = plan(EMPTY, {"terms": []}, only="02", folder=folder)
+    with pytest.raises(UsageError, match=f"{TWO} wants no run: a list among its parameters is empty"):
+        wanted_runs(execution)

@@ -19,6 +19,7 @@ from toy_runs import Sum, computed, toy_store
 
 from fetal_utils import cluster, study
 from fetal_utils.data import Dataset, keep_metadata
+from fetal_utils.models import initial_weights
 from fetal_utils.presets import BESIDE, STUDY
 from fetal_utils.runs import RESULTS_VERSION
 from fetal_utils.study import INTERRUPTED, main
@@ -85,6 +86,7 @@ def executed(monkeypatch):
         (["-p", "lr", "-1.0"], f"{ONE}: lr=-1.0: expected more than 0"),  # by the setup cell
         (["-p", "data_dir", "5"], "data_dir=5 is of type int"),
         (["--scheduler", "local:two"], "expected local:N"),
+        (["-p", "scheduler", "local:0"], "expected local:N"),
         (["--scheduler", "tcp://127.0.0.1:9"], "does not answer"),
     ],
 )
@@ -474,3 +476,12 @@ def test_commands_without_what_they_need_end_with_status_2(tmp_path, capsys):
     for arguments in (["archive"], ["status", "file"], ["nonsense"], ["--only", "01", "--from", "02"]):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
+
+
+def test_weights_that_the_hub_does_not_give_are_missed_before_the_first_run(monkeypatch):
+    def offline(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(ConnectionError, match="ImageNet weights of 'resnet26'"):
+        initial_weights(backbone="resnet26", init="imagenet", seed=0).check()
