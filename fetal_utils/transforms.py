@@ -126,7 +126,7 @@ def speckle(images: Tensor, strength: float) -> Tensor:
     coarse = (len(images), 1, *(math.ceil(side / 2) for side in images.shape[2:]))
     noise = torch.randn(coarse, generator=generator, device=images.device)
     noise *= strength / 0.625 * torch.rand(len(images), 1, 1, 1).to(images.device)
-    return 1 + F.interpolate(noise, images.shape[2:], mode="bilinear")  # keeps 0.75^2 + 0.25^2 of the deviation
+    return F.interpolate(1 + noise, images.shape[2:], mode="bilinear")  # keeps 0.75^2 + 0.25^2 of the deviation
 
 
 def time_gain(images: Tensor, strength: float) -> Tensor:
