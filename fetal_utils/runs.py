@@ -345,7 +345,7 @@ def find_obstacle(results_dir: Path, dataset: Dataset, data_key: str, code_key: 
     """On a worker, before its first run: why it can't take part, say for other code, data or folders, or ""."""
     open_store.cache_clear()  # the data may have changed since an earlier call
     if environment.code_key() != code_key:
-        return f"has other code of this package ({commit() or 'no checkout'}); install the same commit there"
+        return f"has other code ({commit() or 'no checkout'}); install the same commit, or restart what asks for runs"
     if not results_dir.is_dir():
         return f"does not see the results folder {results_dir}"
     try:

@@ -97,14 +97,14 @@ def trainings():
 
 def test_trainings_killed_at_random_moments_and_while_saving_end_as_those_left_alone(tmp_path):
     data_dir, rng = tmp_path / "data", np.random.default_rng(2)
-    write_labelled_folder(data_dir)
+    write_labelled_folder(data_dir, n_train=10, n_test=4)
     whole, cut = (labelled_store(tmp_path / name, data_dir) for name in ("whole", "cut"))
     began = time.monotonic()
     whole.get(trainings())
     seconds, n_kills = time.monotonic() - began, 0
     for moment in ("saving", "any", "saving", "any"):
         n_operations = int(rng.integers(8, 60)) if moment == "saving" else 0
-        delay_s = rng.uniform(0, seconds / 2) if moment == "any" else 0.0
+        delay_s = rng.uniform(0, min(seconds / 2, 4)) if moment == "any" else 0.0
         opened = partial(labelled_store, tmp_path / "cut", data_dir)
         n_kills += killed(opened, trainings(), n_operations=n_operations, delay_s=delay_s)
         assert set(run_status(tmp_path / "cut")["state"]) <= {"done", "interrupted"}
