@@ -57,11 +57,8 @@ def compute_graph(
         Every name with the names that it needs; of those that are ready, the one with the longest chain goes first.
     function, check : callable
         Return why a task failed, and why a worker, asked before its first task, can't take part; or an empty string.
-    arguments : mapping of str to tuple
     scheduler : str
-        ``local:N``, or the address of a Dask scheduler.
-    spread_gpus : bool
-        Whether each process of ``local:N`` sees only one of the GPUs.
+        ``local:N``, where each process sees one GPU if ``spread_gpus``, or the address of a Dask scheduler.
     done : callable
         Called with each name that ended, well or badly.
 
@@ -72,12 +69,9 @@ def compute_graph(
 
     Raises
     ------
-    ConnectionError
-        If no scheduler answers, or it is lost.
-    UnfitWorkerError
-        If a worker that is there at the start can't take part; one that joins later is sent away.
-    StorageError
-        If a disk is full or read-only, which would stop the other tasks too.
+    ConnectionError, UnfitWorkerError, StorageError
+        If no scheduler answers, or it is lost; if a worker that is there at the start can't take part (one that joins
+        later is sent away); if a disk is full or read-only, which would stop the other tasks too.
     """
     with connect(scheduler, spread_gpus=spread_gpus) as (client, prepare), client.as_current():
         try:

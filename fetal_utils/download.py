@@ -28,11 +28,7 @@ def download_dataset(folder: str | Path, *, url: str = URL) -> pd.DataFrame:
     """FETAL_PLANES_DB in a folder, all of it or nothing, as the table that `read_metadata` gives.
 
     Nothing is done where it is there already; a zip beside the folder that has the archive's checksum is used.
-
-    Raises
-    ------
-    OSError, ValueError
-        If the zip can't be had, there is too little room, or the folder or the zip holds something else.
+    OSError or ValueError if it can't be had, there is too little room, or the folder or zip holds something else.
     """
     folder = Path(folder).expanduser().resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -40,10 +36,8 @@ def download_dataset(folder: str | Path, *, url: str = URL) -> pd.DataFrame:
         if not folder.is_dir() or not any(folder.iterdir()):
             zip_path = folder.with_name(ZIP_NAME)
             needed = ZIP_BYTES * (1 if zip_path.exists() else 2)
-            if (free := shutil.disk_usage(folder.parent).free) < needed:
-                raise OSError(
-                    f"{folder.parent} has {free / 1e9:.1f} GB of free space, {needed / 1e9:.1f} GB are needed"
-                )
+            if shutil.disk_usage(folder.parent).free < needed:
+                raise OSError(f"{needed / 1e9:.1f} GB are needed in {folder.parent}, and it has less free space")
             fetch(zip_path, url)
             unpack(zip_path, folder)
         return check_folder(folder)
@@ -53,7 +47,7 @@ def fetch(zip_path: Path, url: str) -> None:
     """Download the zip, unless it is there with the right checksum; OSError that says how to do it by hand."""
     downloader = pooch.HTTPDownloader(headers=HEADERS, progressbar=True)
     try:
-        pooch.retrieve(url, known_hash=CHECKSUM, fname=zip_path.name, path=zip_path.parent, downloader=downloader)
+        pooch.retrieve(url, CHECKSUM, fname=zip_path.name, path=zip_path.parent, downloader=downloader)
     except (OSError, ValueError) as error:  # of the network or the disk; ValueError: another checksum
         raise OSError(
             f"{url}: {error}\nBy hand: curl -L -C - -o '{zip_path}' '{URL}' (or with a browser, put there), then type "

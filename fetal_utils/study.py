@@ -34,7 +34,6 @@ from fetal_utils.tables import merge_tables
 LOG = logging.getLogger(__name__)
 INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from there"
 KERNEL_DIED = "its kernel died, as it does when memory is short; lower image_size or a batch size"
-KERNEL_START_S = 300  # on a busy machine papermill's own minute may not do
 KEPT = (RECORD, "log.csv", "predictions.csv")  # of a run in an archive
 MEMBER = re.compile(r"runs/\w+/[0-9a-f]{16}/(record\.json|(log|predictions)\.csv)|data/[\w.]+\.(csv|json|yaml)")
 
@@ -167,19 +166,16 @@ def make(execution: Execution) -> list[tuple]:
     if execution.path.stem != presets.REPORT:
         return attempt(execution.name, partial(execute, execution)) + merge()
     made = merge() + attempt(execution.name, partial(execute, execution))
-    if made[-1][-1]:
-        return made
-    from fetal_utils.report import write_report  # and nbconvert
+    if not made[-1][-1]:
+        from fetal_utils.report import write_report  # and nbconvert
 
-    page = results_dir / "report.html"
-    return made + attempt(str(page), partial(write_report, copy_of(execution), page))
+        page = results_dir / "report.html"
+        made += attempt(str(page), partial(write_report, copy_of(execution), page))
+    return made
 
 
 def attempt(name: str, work: Callable[[], object]) -> list[tuple[str, float, str]]:
-    """Do a piece of work; rows of what was made, the seconds and why it failed, in one line, or "".
-
-    Runs that failed have a row each.
-    """
+    """Do a piece of work; a row, or one for each run that failed, of its name, seconds and why it failed, or ""."""
     started, failures = time.monotonic(), {name: ""}
     LOG.info(f"{name} ...")
     try:
@@ -222,7 +218,7 @@ def execute(execution: Execution) -> None:
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            start_timeout=KERNEL_START_S,
+            start_timeout=300,  # s; on a busy machine papermill's own minute may not do
             extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which else complains of being interrupted
         )
     except Exception:
