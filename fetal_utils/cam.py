@@ -129,6 +129,8 @@ def score_maps(
 ) -> pd.DataFrame:
     """Every score of every image and map, and its difference to the random map of the same image.
 
+    Columns ``image`` (position), ``map, score, value, difference``, NaN where a score does not exist.
+
     Parameters
     ----------
     model, inputs, classes
@@ -137,11 +139,6 @@ def score_maps(
         "random" is among the maps; the masks are from `read_masks`.
     percentiles, only_masks
         Of `road`, which costs most: none leaves it out. Leave out insertion and deletion too, dozens of passes.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``image`` (position), ``map, score, value, difference``, NaN where a score does not exist.
     """
     side, parts = inputs.shape[-1], []
     blurred = gaussian_blur(inputs, [side // 2 * 2 - 1] * 2, [0.1 * side] * 2)  # less still tells planes apart

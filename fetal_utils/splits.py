@@ -139,12 +139,9 @@ def draw_labelled_subset(
     The first ``ceil(fraction * n_patients)`` patients of the order are taken. For a label that none of them has, the
     first patient in that order who has it is added.
 
-    Parameters
-    ----------
-    labels, patients : sequences, shape (n_images,)
-        Of each training image of a task, of whose patients the share ``fraction``, 0 < fraction <= 1, is drawn.
-    order : sequence of int
-        *All* training patients, in one random order for every task, fraction and strategy: `Dataset.patient_order`.
+    ``labels`` and ``patients``, shape (n_images,), are of each training image of a task, of whose patients the share
+    0 < ``fraction`` <= 1 is drawn. ``order`` has *all* training patients, in one random order for every task, fraction
+    and strategy: `Dataset.patient_order`.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"label_fraction={fraction}: expected more than 0 and at most 1 (1 % is 0.01)")
