@@ -1,10 +1,7 @@
 """Class activation maps: which layer to explain, maps that know nothing, masks, and scores paired image by image.
 
-The maps themselves are grad-cam's, made in the notebook. Everything is read as the difference to a random map of the
-same image, since insertion and deletion follow a network's confidence, whatever the map.
+All is read as the difference to a random map of the same image: insertion and deletion follow a network's confidence.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,17 +26,12 @@ PHANTOM_MASKS = {"anatomy": 1, "text": 2, "calipers": 3}  # values in the phanto
 
 
 def find_target_layer(encoder: nn.Module, *, image_size: int, min_side: int = 4) -> tuple[nn.Module, int]:
-    """The deepest stage of a timm encoder whose maps are at least ``min_side`` px wide, and their side in px.
-
-    ValueError if the encoder has no stages with maps (a transformer), or none is that large.
-    """
+    """The deepest stage of a timm encoder whose maps are at least ``min_side`` px wide, and their side."""
     sides = {stage["module"]: image_size // stage["reduction"] for stage in getattr(encoder, "feature_info", [])}
     large = [name for name, side in sides.items() if side >= min_side]
     if not large or hasattr(encoder, "patch_embed"):
-        raise ValueError(
-            f"{type(encoder).__name__} at {image_size} px has the stages {sides} (px), none with maps of min_side="
-            f"{min_side}: lower min_side, enlarge image_size, or take a convolutional backbone"
-        )
+        stages = f"{type(encoder).__name__} at {image_size} px has stages of {sides} px, none of min_side={min_side}"
+        raise ValueError(f"{stages}: lower min_side, enlarge image_size, or take a convolutional backbone")
     return encoder.get_submodule(large[-1]), sides[large[-1]]
 
 
@@ -66,16 +58,14 @@ def gaussian_maps(n_images: int, *, image_size: int, sigma: float = 0.25) -> np.
 
 
 def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Whether the peak lies in the mask, shape (n_images,); a share where several pixels are as high; NaN without mask.
-    Zhang et al. 2018, Int J Comput Vis 126:1084, section 4.1, without their tolerance of 15 px."""
+    """Whether the peak (a share, of equal ones) is in the mask; NaN without (Zhang et al. 2018, IJCV 126:1084, 4.1)."""
     peak = maps == maps.max(axis=(1, 2), keepdims=True)
     hits = (peak & masks).sum(axis=(1, 2)) / peak.sum(axis=(1, 2))
     return np.where(masks.any(axis=(1, 2)), hits, np.nan)
 
 
 def energy_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Share of a map's positive values in the mask, shape (n_images,); NaN without mask or where no value is positive.
-    Wang et al. 2020, arXiv:1910.01279, section 4.3."""
+    """Share of positive values in the mask; NaN without such or mask (Wang et al. 2020, arXiv:1910.01279, 4.3)."""
     positive = np.maximum(maps, 0, dtype=np.float64)
     total = positive.sum(axis=(1, 2))
     inside = (positive * masks).sum(axis=(1, 2))
@@ -92,10 +82,7 @@ MASK_SCORES = (pointing_game, energy_inside, energy_ratio)
 
 
 def rank_pixels(maps: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
-    """The place of each pixel in the order of its map, 0 (least) to below 1; equal pixels in an order drawn at random.
-
-    An enlarged 2 x 2 map has even corners, and an even map must be worth as much as a random one.
-    """
+    """The place of each pixel in the order of its map, 0 (least) to below 1; ties are drawn, as in an even map."""
     flat = maps.reshape(len(maps), -1)
     order = np.lexsort((rng.random(flat.shape), flat), axis=1)
     return (np.argsort(order, axis=1) / flat.shape[1]).reshape(maps.shape).astype(np.float32)
@@ -105,9 +92,8 @@ def rank_pixels(maps: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
 def answer_area(model: nn.Module, start: Tensor, end: Tensor, ranks: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """Area under the probability of each image's class while pixels of ``start`` become those of ``end``: (n_images,).
 
-    The highest ranks go first, in `N_STEPS` equal steps from none to all, by the trapezoidal rule. Insertion leads from
-    the blurred image to the image, deletion from the image to its mean gray (Petsiuk et al. 2018, arXiv:1806.07421,
-    section 3.3). ``start`` and ``end`` are (n_images, 1, side, side), ``ranks`` are from `rank_pixels`.
+    The highest ranks go first, in `N_STEPS` equal steps. Insertion leads from the blurred image to the image, deletion
+    from the image to its mean gray (Petsiuk et al. 2018, arXiv:1806.07421, section 3.3). Images (n, 1, side, side).
     """
     lowest = 1 - torch.linspace(0, 1, N_STEPS + 1, device=start.device)[:, None, None, None]  # lowest rank replaced
     areas = []
@@ -122,8 +108,8 @@ def road(
 ) -> np.ndarray:
     """grad-cam's ROADCombined (Rong et al. 2022, arXiv:2202.00449): (n_images,), 0 for a map that knows nothing.
 
-    Half of what removing the least relevant pixels leaves of the class's probability beyond what removing the most
-    relevant leaves, mean over the ``percentiles`` of pixels removed. The noise that fills them is always the same.
+    Half of what removing the ``percentiles`` of least relevant pixels leaves of the class's probability beyond what
+    removing the most relevant leaves, their mean. The noise that fills them is always the same.
     """
     measure = ROADCombined(percentiles=[100 - percentile for percentile in percentiles])  # the library's are kept
     with torch.random.fork_rng(devices=[]):
@@ -143,22 +129,16 @@ def score_maps(
 ) -> pd.DataFrame:
     """Every score of every image and map, and its difference to the random map of the same image.
 
+    Columns ``image`` (position), ``map, score, value, difference``, NaN where a score does not exist.
+
     Parameters
     ----------
-    model, inputs
-        A classifier in evaluation mode, and what it is given: (n_images, 1, side, side), on its device.
+    model, inputs, classes
+        A classifier in evaluation mode, what it is given, (n_images, 1, side, side), and which class each map explains.
     maps, masks : mapping of str to ndarray, shape (n_images, side, side)
         "random" is among the maps; the masks are from `read_masks`.
-    classes : sequence of int, length n_images
-        What each map explains.
     percentiles, only_masks
         Of `road`, which costs most: none leaves it out. Leave out insertion and deletion too, dozens of passes.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``image`` (position), ``map, score, value, difference``; of masks the scores are `MASK_SCORES`, with the
-        mask's name behind theirs. NaN where a score does not exist.
     """
     side, parts = inputs.shape[-1], []
     blurred = gaussian_blur(inputs, [side // 2 * 2 - 1] * 2, [0.1 * side] * 2)  # less still tells planes apart
@@ -184,8 +164,8 @@ def score_maps(
 def summarise_scores(scores: pd.DataFrame, weights: pd.DataFrame, **about: object) -> pd.DataFrame:
     """Rows of ``cam_scores.csv``: means over images with 95 % intervals over patients, for each plane and for "all".
 
-    ``scores`` are from `score_maps`, with the columns ``patient`` and ``plane`` of each image added; ``weights`` from
-    `evaluation.patient_weights`; ``about`` are columns that all rows share, such as ``strategy``.
+    ``scores`` are from `score_maps`, with each image's ``patient`` and ``plane`` added; ``weights`` from
+    `evaluation.patient_weights`; ``about`` are columns that all rows share.
     """
     rows = []
     every = pd.concat([scores.assign(plane="all"), scores])
@@ -200,32 +180,20 @@ def summarise_scores(scores: pd.DataFrame, weights: pd.DataFrame, **about: objec
 
 
 def read_masks(dataset: Dataset, rows: Sequence[int], image_size: int) -> dict[str, np.ndarray]:
-    """Where anatomy, text, calipers and the "corner" where scanners print lie in each image: bool arrays by kind, of
-    shape (n_images, image_size, image_size), in the geometry of the images. A kind that no image has is left out.
-
-    The phantom's masks hold `PHANTOM_MASKS`. In ``Masks/`` of one's own whatever is not black is "anatomy": 0/1, 0/255
-    or colours alike. An image whose mask is missing, broken or of another shape has an empty one.
-    """
-    image_format = dataset.image_format(image_size)
-    masks = {kind: np.zeros((len(rows), image_size, image_size), bool) for kind in (*PHANTOM_MASKS, "corner")}
-
-    def fit(marked: np.ndarray, **changes: object) -> np.ndarray:
-        how = {"resample": Image.Resampling.NEAREST}
-        return fit_to_square(marked.astype(np.uint8), replace(image_format, **changes), **how) > 0
-
+    """Where each image shows what in the phantom's masks, and the "corner" where scanners print: bool arrays by kind,
+    shape (n_images, image_size, image_size), in the geometry of the images. A kind that no image has is left out."""
+    image_format, kinds = dataset.image_format(image_size), PHANTOM_MASKS if dataset.is_phantom else {}
+    masks = {kind: np.zeros((len(rows), image_size, image_size), bool) for kind in (*kinds, "corner")}
     for place, name in enumerate(dataset.metadata["image_name"].iloc[list(rows)]):
         with Image.open(dataset.data_dir / IMAGE_DIR / f"{name}.png") as file:
-            corner = np.zeros(file.size[::-1], bool)  # the header is enough
-        n_rows, n_columns = corner_shape(*corner.shape)
-        corner[:n_rows, -n_columns:] = True
-        masks["corner"][place] = fit(corner, blank_text=False)  # marked where it is painted black too
-        try:
+            marked = np.zeros(file.size[::-1], np.uint8)  # the header is enough
+        n_rows, n_columns = corner_shape(*marked.shape)
+        marked[:n_rows, -n_columns:] = 1
+        shown = replace(image_format, blank_text=False)  # marked where it is painted black too
+        masks["corner"][place] = fit_to_square(marked, shown, resample=Image.Resampling.NEAREST) > 0
+        if kinds:
             with Image.open(dataset.data_dir / MASK_DIR / f"{name}.png") as file:
-                values = np.asarray(file.convert("RGB"))  # of the phantom's gray values three times the same
-        except OSError:
-            continue
-        values = values[..., 0] if dataset.is_phantom else values.any(axis=2)
-        for kind, value in PHANTOM_MASKS.items():  # True is 1, the anatomy
-            if values.shape == corner.shape:
-                masks[kind][place] = fit(values == value)
+                values = fit_to_square(np.asarray(file), image_format, resample=Image.Resampling.NEAREST)
+        for kind, value in kinds.items():
+            masks[kind][place] = values == value
     return {kind: mask for kind, mask in masks.items() if mask.any() or kind == "corner"}

@@ -1,4 +1,7 @@
-"""A graph of named tasks on a Dask cluster: processes of this machine, or the workers of a scheduler."""
+"""A graph of named tasks on a Dask cluster: processes of this machine, or the workers of a scheduler.
+
+`distributed` is imported where it is needed: runs that are computed without a cluster do without it.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
+from typing import TYPE_CHECKING
 
-import dask
-import distributed
 import torch
-from dask.system import CPU_COUNT  # knows of affinities and control groups
-from distributed import Client, Future, KilledWorker, LocalCluster
 
 from fetal_utils.environment import StorageError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
 
 CONNECT_S = 20.0  # s that a scheduler has to answer
 POLL_S = 2.0  # s between looks for workers that joined or left
@@ -28,15 +31,6 @@ CHECKED: dict[str, str] = {}  # on a worker: what `check` said, for each call of
 
 class UnfitWorkerError(RuntimeError):
     """A worker does not share the code, the data or the results folder."""
-
-
-def local_processes(scheduler: str) -> int:
-    """N of ``local:N``; 0 for an address or an empty text; ValueError if N is no number of 1 or more."""
-    if not scheduler.startswith("local"):
-        return 0
-    if not (match := re.fullmatch(r"local:([1-9]\d*)", scheduler)):
-        raise ValueError(f"scheduler={scheduler!r}: expected local:N with N processes of this machine, such as local:2")
-    return int(match[1])
 
 
 def compute_graph(
@@ -51,21 +45,9 @@ def compute_graph(
 ) -> dict[str, str]:
     """Call ``function(*arguments[name])`` on a worker for each name, after those that it depends on.
 
-    Parameters
-    ----------
-    dependencies : mapping of str to sequence of str
-        Every name with the names that it needs; of those that are ready, the one with the longest chain goes first.
-    function, check : callable
-        Return why a task failed, and why a worker, asked before its first task, can't take part; or an empty string.
-    scheduler : str
-        ``local:N``, where each process sees one GPU if ``spread_gpus``, or the address of a Dask scheduler.
-    done : callable
-        Called with each name that ended, well or badly.
-
-    Returns
-    -------
-    dict of str to str
-        Why names failed, in one line each.
+    ``function`` returns why a task failed, ``check`` why a worker, asked before its first task, can't take part; or an
+    empty string. ``scheduler`` is ``local:N``, where each process sees one GPU if ``spread_gpus``, or the address of a
+    Dask scheduler. ``done`` is called with each name that ended. Returned is why names failed, in one line each.
 
     Raises
     ------
@@ -87,8 +69,15 @@ def compute_graph(
 
 @contextmanager
 def connect(scheduler: str, *, spread_gpus: bool = True) -> Iterator[tuple[Client, tuple]]:
-    """A client, and the arguments of `prepare_process`; processes of this machine end with the block."""
-    if n_processes := local_processes(scheduler):
+    """A client, and each process's threads and all GPUs; processes of this machine end with the block."""
+    import dask
+    from dask.system import CPU_COUNT  # knows of affinities and control groups
+    from distributed import Client, LocalCluster
+
+    if scheduler.startswith("local"):
+        if not (match := re.fullmatch(r"local:([1-9]\d*)", scheduler)):
+            raise ValueError(f"scheduler={scheduler!r}: expected local:N with N processes of this machine, as local:2")
+        n_processes = int(match[1])
         given = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         gpus = (given or [str(i) for i in range(torch.cuda.device_count())]) if spread_gpus else []
         options = {"threads_per_worker": 1, "memory_limit": None, "security": True, "silence_logs": logging.ERROR}
@@ -109,13 +98,6 @@ def connect(scheduler: str, *, spread_gpus: bool = True) -> Iterator[tuple[Clien
         yield client, ()
 
 
-def prepare_process(n_threads: int, gpus: Sequence[str]) -> None:
-    """On a process of this machine: its share of the cores and its GPU, before anything is computed."""
-    torch.set_num_threads(n_threads)
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(distributed.get_worker().name) % len(gpus)]
-
-
 def check_workers(client: Client, check: Callable[[], str]) -> None:
     """Ask every worker, once the first is there, whether it can take part; UnfitWorkerError names those that can't."""
     if not client.nthreads():
@@ -131,12 +113,17 @@ def check_workers(client: Client, check: Callable[[], str]) -> None:
 
 def work(call: str, prepare: tuple, check: Callable[[], str], function: Callable[..., str], arguments: tuple) -> str:
     """On a worker: the function's answer; a worker that joined late and can't take part leaves."""
-    if prepare:
-        prepare_process(*prepare)
+    import distributed
+
+    worker = distributed.get_worker()
+    if prepare:  # a process of this machine: its share of the cores and its GPU, before anything is computed
+        n_threads, gpus = prepare
+        torch.set_num_threads(n_threads)
+        if gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(worker.name) % len(gpus)]
     if call not in CHECKED:
         CHECKED[call] = check()
     if CHECKED[call]:
-        worker = distributed.get_worker()
         distributed.print(f"worker {worker.address} {CHECKED[call]}; it is sent away")  # here and where runs are wanted
         worker.loop.add_callback(worker.close_gracefully)
         raise distributed.Reschedule
@@ -144,17 +131,16 @@ def work(call: str, prepare: tuple, check: Callable[[], str], function: Callable
 
 
 def run_graph(
-    client: Client,
-    dependencies: Mapping[str, Sequence[str]],
-    common: tuple,
-    arguments: Mapping[str, tuple],
-    done: Callable[[str], object],
+    client: Client, dependencies: Mapping[str, Sequence[str]], common: tuple, arguments: Mapping, done: Callable
 ) -> dict[str, str]:
     """Submit names as they become ready, never more than the workers have threads; why names failed.
 
-    Dask could hold the whole graph, but it hands a worker several tasks at once and blames all of them when that worker
-    dies: a task that kills its workers would take others with it.
+    Of those that are ready, the one with the longest chain goes first. Dask could hold the whole graph, but it hands a
+    worker several tasks at once and blames all of them when that worker dies: one that kills workers would take others
+    with it.
     """
+    from distributed import wait
+
     chain = dict.fromkeys(dependencies, 1)  # names in the longest chain that begins here
     for name in reversed([*TopologicalSorter(dependencies).static_order()]):
         for needed in dependencies[name]:
@@ -177,23 +163,21 @@ def run_graph(
             else:
                 key = f"{name}-{common[0]}"
                 in_flight[client.submit(work, *common, arguments[name], key=key, pure=False)] = name
-        for future in first_ended(in_flight) if in_flight else []:
+        try:
+            ended = wait([*in_flight], timeout=POLL_S, return_when="FIRST_COMPLETED").done if in_flight else ()
+        except TimeoutError:  # workers may have joined
+            ended = ()
+        for future in ended:
             end(in_flight.pop(future), reason_of(future))
         if not n_slots:
             time.sleep(POLL_S)  # the runs wait for new workers
     return failures
 
 
-def first_ended(in_flight: Mapping[Future, str]) -> list[Future]:
-    """Futures that ended; none after `POLL_S`, as workers may have joined."""
-    try:
-        return list(distributed.wait(list(in_flight), timeout=POLL_S, return_when="FIRST_COMPLETED").done)
-    except TimeoutError:
-        return []
-
-
 def reason_of(future: Future) -> str:
     """Why a task failed, in one line; empty if it did not."""
+    from distributed import KilledWorker
+
     if future.status == "finished":
         return future.result()
     if future.status != "error":

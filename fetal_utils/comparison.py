@@ -29,9 +29,7 @@ CLAIMS = (("simclr_imagenet", (0.1, 0.25, 0.5)), ("dual_imagenet", (0.1,)))  # o
 
 def pick(scores: pd.DataFrame, **names: object) -> pd.DataFrame:
     """The rows of `score_runs` whose index has these names, such as ``strategy="imagenet", label_fraction=0.1``."""
-    return scores[
-        np.logical_and.reduce([scores.index.get_level_values(level) == name for level, name in names.items()])
-    ]
+    return scores[(scores.index.to_frame()[list(names)] == list(names.values())).all(axis=1).to_numpy()]
 
 
 def mean_level(arm: pd.DataFrame, level: str) -> float:
@@ -40,24 +38,11 @@ def mean_level(arm: pd.DataFrame, level: str) -> float:
 
 
 def align(arms: Sequence[pd.DataFrame]) -> list[np.ndarray]:
-    """Scores of several arms over the draws and seeds that all of them have, ready to be subtracted.
+    """Scores of several arms of a protocol over the draws and seeds that all have: (n_draws, n_seeds, 1 + n_resamples).
 
-    Parameters
-    ----------
-    arms : sequence of DataFrame
-        Rows of `score_runs`, each of one arm, all of one protocol.
-
-    Returns
-    -------
-    list of ndarray, shape (n_draws, n_seeds, 1 + n_resamples)
-        Fine-tuning pairs (draw k with seed k) lie on the first axis. A probe has every draw with every seed; where it
-        has one draw (all labels) or one seed (an encoder that nothing random made), that axis has length 1: it is
-        repeated when arms are subtracted, and so is never counted twice.
-
-    Raises
-    ------
-    ValueError
-        If no draw or seed is shared, or the crossing of a probe's draws and seeds has gaps.
+    Fine-tuning pairs (draw k with seed k) lie on the first axis. A probe has every draw with every seed; where it has
+    one draw (all labels) or one seed (an encoder that nothing random made), that axis has length 1: it is repeated when
+    arms are subtracted, and so is never counted twice. ValueError if nothing is shared or the crossing has gaps.
     """
     arms, crossed = list(arms), "linear_probe" in arms[0].index.get_level_values("protocol")
     levels = ["draw", "seed"] if crossed else ["seed"]
@@ -75,22 +60,12 @@ def align(arms: Sequence[pd.DataFrame]) -> list[np.ndarray]:
 
 
 def estimate(scores: np.ndarray, *, n_patients: float) -> dict[str, np.ndarray]:
-    """Mean of scores, or of differences of scores, with its 95 % interval over draws (or pairs), seeds and patients.
+    """Mean of scores from `align`, or of their differences, with its 95 % interval: draws or pairs, seeds, patients.
 
-    Parameters
-    ----------
-    scores : ndarray, shape (..., n_draws, n_seeds, 1 + n_resamples)
-        As `align` gives them. Column 0 is the data as they are.
-    n_patients : float
-        Test patients behind them.
-
-    Returns
-    -------
-    dict of str to ndarray, shape (...)
-        ``value, low, high, standard_error, degrees, p`` (two-sided, of a mean of 0). The variance is s^2 / n of the
-        draws, plus that of the seeds, plus that of the mean over the resamples of patients; t with Satterthwaite's
-        degrees (1946, Biometrics Bulletin 2:110). What pairs do on single patients is in two of them: the interval is
-        rather too wide than too narrow.
+    ``value, low, high, standard_error, degrees, p`` (two-sided, of a mean of 0), each (...) from scores (..., n_draws,
+    n_seeds, 1 + n_resamples). The variance is s^2 / n of the draws, plus that of the seeds, plus that of the mean over
+    the resamples of patients; t with Satterthwaite's degrees (1946, Biometrics Bulletin 2:110). What pairs do on single
+    patients is in two of them: the interval is rather too wide than too narrow.
     """
     mean, observed = scores.mean(axis=(-3, -2)), scores[..., 0]
     value, parts = mean[..., 0], [(np.nanvar(mean[..., 1:], axis=-1, ddof=1), n_patients - 1)]
@@ -110,10 +85,8 @@ def estimate(scores: np.ndarray, *, n_patients: float) -> dict[str, np.ndarray]:
 
 
 def label_efficiency(scores: pd.DataFrame, *, under_trained: Collection[str] = ()) -> pd.DataFrame:
-    """Rows of ``label_efficiency.csv``: mean, standard deviation over pairs, and interval of every arm's macro scores.
-
-    ``under_trained`` names strategies whose fine-tuning still gains from double its length.
-    """
+    """Rows of ``label_efficiency.csv``: mean, standard deviation over pairs, and interval of every arm's macro scores;
+    ``under_trained`` names strategies whose fine-tuning still gains from double its length."""
     rows = []
     for name, arm in pick(scores, plane="macro").groupby(level=ARM, sort=False):
         about = dict(zip(ARM, name, strict=True)) | {"n_pairs": len(arm), "sd_over_pairs": arm[0].std()}
@@ -127,7 +100,6 @@ def by_group(runs: Sequence, weights: pd.DataFrame, *, column: str, training: pd
     """Macro-F1 of one arm's runs within each machine or operator (``column``), over the classes that it has.
 
     ``training`` holds that column for each training image. A value with fewer than two test patients has no score.
-    Groups differ in patients and classes too, so that no difference between them is the machine's alone.
     """
     rows, predictions = [], runs[0].predictions
     for value in sorted({*predictions[column], *training}):
@@ -140,9 +112,6 @@ def by_group(runs: Sequence, weights: pd.DataFrame, *, column: str, training: pd
         rows.append(row)
     counts = ["n_train_images", "n_images", "n_patients", "n_classes"]
     return pd.DataFrame(rows, columns=[column, *counts, "value", "low", "high"])
-
-
-# --- differences and verdicts ---
 
 
 def compare(
@@ -170,11 +139,6 @@ def compare(
     DataFrame
         Rows of ``comparisons.csv``. A family is a task and protocol, its members are the declared pairs at all label
         fractions; ``p_holm`` is corrected within it (Holm 1979). Other metrics and pairs have an empty verdict.
-
-    Raises
-    ------
-    ValueError
-        If there is no pair to compare.
     """
     rows, by = [], ["metric", "task", "protocol", "label_fraction"]
     for (metric, task, protocol, fraction), group in pick(scores, plane="macro").groupby(level=by, sort=False):
@@ -218,10 +182,9 @@ def judge(row: pd.Series, *, demonstration: bool = False) -> str:
 
 
 def power(table: pd.DataFrame, *, gains: Sequence[float] = (0.05, 0.10, 0.15)) -> pd.DataFrame:
-    """With which probability this study would have seen gains of these sizes, its own standard errors given.
+    """Rows of `compare` with the probability of seeing gains of these sizes at their own standard errors.
 
-    ``table`` has ``standard_error, degrees`` and ``family``, whose members share `ALPHA` as at Holm's first step; the
-    result has a column more for each gain, the upper tail of the noncentral t.
+    The upper tail of the noncentral t, at `ALPHA` shared by the family as at Holm's first step.
     """
     n_tests = table.groupby("family")["family"].transform("size")
     critical = stats.t.isf(ALPHA / n_tests / 2, table["degrees"])
@@ -229,14 +192,10 @@ def power(table: pd.DataFrame, *, gains: Sequence[float] = (0.05, 0.10, 0.15)) -
     return table.assign(**{f"gain of {gain:.2f}": tail for gain, tail in tails.items()})
 
 
-# --- label equivalence ---
-
-
 def label_equivalence(scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ``equivalence.csv``: the labelled images with which `BASELINE` reaches each arm's macro-F1.
+    """Rows of ``equivalence.csv``: the labelled images with which `BASELINE` reaches each arm's macro-F1, in words too.
 
-    ``n_equivalent`` is infinite where all its labels do not suffice, 0 where its fewest are more than enough, NaN
-    where it has fewer than four label fractions; ``reading`` says so in words. See `find_crossing`.
+    Infinite where all its labels do not suffice, 0 where its fewest are more than enough, NaN below four fractions.
     """
     rows, by = [], ["task", "protocol", "strategy", "label_fraction"]
     macro = pick(scores, metric="f1", plane="macro")
@@ -276,20 +235,14 @@ def find_crossing(arm: pd.DataFrame, curve: Sequence[pd.DataFrame]) -> dict[str,
     return {"n_equivalent": n, "low": low, "high": high, "reading": reading}
 
 
-# --- the claim ---
-
-
 def claim(scores: pd.DataFrame, *, demonstration: bool = False, under_trained: Collection[str] = ()) -> pd.DataFrame:
     """Rows of ``claim.csv``: how much more fine-tuning gains on brain planes than on planes, patients of both together.
 
-    Returns
-    -------
-    DataFrame
-        For each of `CLAIMS` its declared row first (the mean over the fractions in ``label_fraction``), then each
-        fraction, then three equal numbers of labelled images within the range of both tasks (``matching`` "number";
-        arms with four fractions, straight in log n). Each stands on two scales: "f1", and "relative", which is
-        gain / (1 - F1 of the baseline). Only declared rows on the first scale have a verdict, one of them is primary.
-        ``n_images`` is that of brain planes. Empty where an arm or a task is missing.
+    For each of `CLAIMS` its declared row first (the mean over the fractions in ``label_fraction``), then each fraction,
+    then three equal numbers of labelled images within the range of both tasks (``matching`` "number"; arms with four
+    fractions, straight in log n). Each stands on two scales: "f1", and "relative", which is gain / (1 - F1 of the
+    baseline). Only declared rows on the first scale have a verdict, one of them is primary. ``n_images`` is that of
+    brain planes. Empty where an arm or a task is missing.
     """
     rows, macro = [], pick(scores, metric="f1", plane="macro", protocol="fine_tune")
     arms = dict(list(macro.groupby(level=["task", "strategy", "label_fraction"])))
@@ -330,10 +283,8 @@ def claim(scores: pd.DataFrame, *, demonstration: bool = False, under_trained: C
 
 
 def relative_gain(gain: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Gain / (1 - score of the baseline) as a ratio of means over pairs, around which its pairs are linearised.
-
-    Shapes (..., n_pairs, 1, 1 + n_resamples).
-    """
+    """Gain / (1 - score of the baseline), (..., n_pairs, 1, 1 + n_resamples): a ratio of means over pairs, around which
+    its pairs are linearised."""
     room = 1 - base
     mean_gain, mean_room = (one.mean(axis=(-3, -2), keepdims=True) for one in (gain, room))
     return mean_gain / mean_room + (gain - mean_gain / mean_room * room) / mean_room

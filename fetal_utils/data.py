@@ -1,7 +1,5 @@
 """A data folder in the layout of FETAL_PLANES_DB: its table, the classification tasks, and all that runs ask of it."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from dataclasses import dataclass, field, replace
@@ -23,25 +21,20 @@ KEPT_NAME = "data.json"  # marks a copy of the table alone, see `keep_metadata`
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task on the labels of a column of the metadata table.
-
-    The order of ``classes`` is that of the network's outputs, of every table and of the colours. ``left_out`` gives a
-    reason for each label that is no class; such images are counted.
-    """
+    """A classification task on the labels of a column of the metadata table."""
 
     name: str
     label_column: str
-    classes: tuple[str, ...]
-    left_out: dict[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...]  # in the order of the network's outputs, of every table and of the colours
+    left_out: dict[str, str] = field(default_factory=dict)  # the reason for each label that is no class
 
     def __post_init__(self) -> None:
         labels = [*self.classes, *self.left_out]
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError("its name becomes part of file names: use letters, digits, '_' and '-'")
-        if len(self.classes) < 2 or not all(isinstance(label, str) for label in [self.label_column, *labels]):
-            raise ValueError("expected one label_column and two classes or more, all of them text")
-        if twice := {label for label in labels if labels.count(label) > 1}:
-            raise ValueError(f"{sorted(twice)} stand twice in classes and left_out")
+        are_text = all(isinstance(label, str) for label in [self.label_column, *labels])
+        if len(self.classes) < 2 or not are_text or len(set(labels)) < len(labels):
+            raise ValueError("expected one label_column and two classes or more, all of them text, and no label twice")
 
 
 PLANES = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax", "Maternal cervix", "Other")
@@ -54,55 +47,39 @@ TASKS = {
 
 
 def read_tasks(data_dir: str | Path) -> dict[str, Task]:
-    """The two tasks of the study and those that a data folder's ``tasks.yaml`` adds.
+    """The two tasks of the study and those that a data folder's ``tasks.yaml`` adds; a ValueError names a wrong one.
 
     An entry names the column of the label (one of the CSV's or of `read_metadata`'s), the classes and, with the reason,
     the labels that are no class of the task. All is taken as the text that stands there, also Yes, 01 or 1.0::
 
         trimester: {label_column: Trimester, classes: [2, 3], left_out: {unknown: no date of the scan}}
-
-    Raises
-    ------
-    ValueError
-        If an entry has another form or the name of a task of the study; its line is named.
     """
     path, tasks = Path(data_dir) / TASKS_NAME, dict(TASKS)
     if not path.exists():
         return tasks
     form = "'name: {label_column: ..., classes: [...], left_out: {label: reason, ...}}'"
-    text = path.read_text(encoding="utf-8")
+    tidy_names, name = {raw_name.strip(): tidy_name for raw_name, tidy_name in CSV_COLUMNS.items()}, None
     try:
-        entries = yaml.load(text, Loader=yaml.BaseLoader)
-        lines = {key.value: key.start_mark.line + 1 for key, _ in yaml.compose(text, Loader=yaml.BaseLoader).value}
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold tasks of the form {form}: {error}") from None
-    tidy_names = {raw_name.strip(): tidy_name for raw_name, tidy_name in CSV_COLUMNS.items()}
-    for name, entry in entries.items():
-        try:
+        for name, entry in dict(yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)).items():
             unknown = set(entry) - {"label_column", "classes", "left_out"}
             if name in TASKS or unknown or isinstance(entry["classes"], str):
                 raise ValueError(f"unknown keys {sorted(unknown)}, one class, or the name of a task of the study")
             column = tidy_names.get(entry["label_column"], entry["label_column"])
             tasks[name] = Task(name, column, tuple(entry["classes"]), dict(entry.get("left_out", {})))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {lines[name]}, task {name!r}: {error}; expected {form}") from None
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}, task {name!r}: {error}; expected entries of the form {form}") from None
     return tasks
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data folder with the choices that decide what a run sees.
+    """A data folder with the choices that decide what a run sees."""
 
-    ``cache_dir`` takes the decoded images; ``data_dir`` is only ever read. ``development_fraction`` is the share of the
-    training images whose patients are set aside to choose settings on; ``split_seed`` decides which patients these are,
-    and every draw's order of patients. ``geometry`` and ``blank_text`` are those of `ImageFormat`.
-    """
-
-    data_dir: Path
-    cache_dir: Path
-    development_fraction: float = 0.2
-    split_seed: int = 0
-    geometry: str = "crop"
+    data_dir: Path  # only ever read
+    cache_dir: Path  # takes the decoded images
+    development_fraction: float = 0.2  # share of the training images whose patients are set aside to choose settings on
+    split_seed: int = 0  # decides which patients these are, and every draw's order of patients
+    geometry: str = "crop"  # as blank_text, see `ImageFormat`
     blank_text: bool = False
 
     def __post_init__(self) -> None:
@@ -121,16 +98,20 @@ class Dataset:
     def metadata(self) -> pd.DataFrame:
         """The table of `read_metadata` with a column ``subset``: "train", "development" or "test"."""
         columns = list(dict.fromkeys(["plane", "brain_plane", *(task.label_column for task in self.tasks.values())]))
-        extra_columns = [name for name in columns if name not in CSV_COLUMNS.values()]
-        table = read_metadata(self.data_dir, extra_columns=extra_columns)
+        table = read_metadata(self.data_dir, extra_columns=[x for x in columns if x not in CSV_COLUMNS.values()])
         rng = np.random.default_rng(self.split_seed)
         options = {"development_fraction": self.development_fraction, "rng": rng, "label_columns": columns}
         return table.assign(subset=split_by_patient(table, **options))
 
     @cached_property
+    def paths(self) -> list[Path]:
+        """The image files, which all exist."""
+        return image_paths(self.data_dir, self.metadata["image_name"])
+
+    @cached_property
     def hashes(self) -> list[str]:
         """One for each image file, of its content."""
-        return content_hashes(image_paths(self.data_dir, self.metadata["image_name"]), cache_dir=self.cache_dir)
+        return content_hashes(self.paths, cache_dir=self.cache_dir)
 
     @cached_property
     def key(self) -> str:
@@ -171,30 +152,21 @@ class Dataset:
         return self.kept.get("title", f"phantom ({name})" if self.is_phantom else name)
 
     def task(self, name: str) -> Task:
-        """A task, restricted to the classes that this data set has.
-
-        Raises
-        ------
-        ValueError
-            If there is no such task, it does not know a label, or there are too few classes or training images.
-        """
+        """A task, restricted to the classes that this data set has; a ValueError says why it can't be served."""
         if name not in self.tasks:
             raise ValueError(f"task={name!r} is unknown; known are {sorted(self.tasks)} (more in a {TASKS_NAME})")
         task = self.tasks[name]
         labels = self.metadata[task.label_column]
         if unknown := sorted(set(labels) - set(task.classes) - set(task.left_out)):
             image = self.metadata["image_name"][labels == unknown[0]].iloc[0]
-            raise ValueError(
-                f"task {name!r} does not know {task.label_column} {unknown[0]!r} (of {image}), its classes are "
-                f"{list(task.classes)}; correct the label, or describe a task of your own in {TASKS_NAME}"
-            )
+            remedy = f"correct the label, or describe a task of your own in {TASKS_NAME}"
+            label = f"{task.label_column} {unknown[0]!r} (of {image})"
+            raise ValueError(f"task {name!r} does not know {label}, its classes are {list(task.classes)}; {remedy}")
         present = tuple(label for label in task.classes if (labels == label).any())
         untrained = set(present) - set(labels[self.metadata["subset"] == "train"])
         if len(present) < 2 or untrained:
-            raise ValueError(
-                f"task {name!r} finds the classes {list(present)} here, {sorted(untrained)} of them without a training "
-                f"patient; two or more are needed, each with one"
-            )
+            found = f"the classes {list(present)} here, {sorted(untrained)} of them without a training patient"
+            raise ValueError(f"task {name!r} finds {found}; two or more are needed, each with one")
         return replace(task, classes=present)
 
     def usable_tasks(self) -> dict[str, Task]:
@@ -225,25 +197,20 @@ class Dataset:
 
     def summary(self, task_name: str) -> pd.DataFrame:
         """What the subsets of a task hold and what was left out, see `data_summary`."""
-        task = self.tasks[self.task(task_name).name]
-        options = {"left_out": task.left_out, "development_fraction": self.development_fraction}
-        return data_summary(self.metadata, label_column=task.label_column, classes=task.classes, **options)
+        self.task(task_name)  # which restricts it; here a class that is absent counts 0
+        return data_summary(self.metadata, self.tasks[task_name], development_fraction=self.development_fraction)
 
     def image_format(self, image_size: int, *, geometry: str | None = None) -> ImageFormat:
         """How a picture becomes a square here."""
         geometry = geometry or self.geometry
-        # the corner is asked about as it was
-        return ImageFormat(image_size, geometry, self.blank_text and geometry != "text_corner")
+        return ImageFormat(image_size, geometry, self.blank_text and geometry != "text_corner")  # asked as it was
 
     def images(self, image_size: int, *, geometry: str | None = None, progress: bool = True) -> np.memmap:
         """All images, decoded once: uint8, shape (n_rows, image_size, image_size)."""
         if self.kept:
-            raise FileNotFoundError(
-                f"{self.data_dir}: only tables and runs are kept here; give a data_dir, or delete it"
-            )
-        paths = image_paths(self.data_dir, self.metadata["image_name"])
+            raise FileNotFoundError(f"{self.data_dir} keeps only tables and runs; give a data_dir, or delete it")
         image_format = self.image_format(image_size, geometry=geometry)
-        return open_images(paths, image_format, cache_dir=self.cache_dir, progress=progress)
+        return open_images(self.paths, image_format, cache_dir=self.cache_dir, progress=progress)
 
 
 def keep_metadata(dataset: Dataset) -> Path:
@@ -254,18 +221,14 @@ def keep_metadata(dataset: Dataset) -> Path:
         if (source := Path(dataset.data_dir) / name).exists() and source.parent != folder:
             shutil.copyfile(source, folder / name)
     keys = replace(dataset, data_dir=folder).kept.get("keys", {}) | {dataset.choices: dataset.key}
-    facts = {"title": dataset.title, "is_phantom": dataset.is_phantom, "keys": keys}
-    write_json(folder / KEPT_NAME, facts)
+    write_json(folder / KEPT_NAME, {"title": dataset.title, "is_phantom": dataset.is_phantom, "keys": keys})
     return folder
 
 
 def open_dataset(data_dir: str | Path, *, results_dir: str | Path, phantom_patients: int = 120, **choices) -> Dataset:
-    """The data set that a notebook's parameters name; an empty ``data_dir`` is the phantom.
+    """The data set that a notebook's parameters name, with ``choices``; an empty ``data_dir`` is the phantom.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `read_metadata`, `image_paths` and `Dataset.usable_tasks`; no image is decoded here.
+    No image is decoded here; FileNotFoundError or ValueError if one is missing, or the table or all tasks are wrong.
     """
     results_dir = project_path(results_dir)
     folder = project_path(data_dir) if data_dir else results_dir / "data"
@@ -275,5 +238,5 @@ def open_dataset(data_dir: str | Path, *, results_dir: str | Path, phantom_patie
     dataset = Dataset(folder, results_dir / "cache", **choices)
     dataset.usable_tasks()
     if not dataset.kept:
-        image_paths(folder, dataset.metadata["image_name"])
+        dataset.paths  # noqa: B018 (a missing file is an error)
     return dataset

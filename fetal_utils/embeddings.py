@@ -1,10 +1,7 @@
 """How features group by plane, patient and machine, in their own space and on maps of it, and how alike encoders see.
 
-t-SNE, UMAP and PCA are called in the notebook; here are the numbers that stand beside their pictures. Distances between
-features are by cosine, on a map Euclidean. Intervals resample patients and hold features and map fixed.
+Distances between features are by cosine, on a map Euclidean. Intervals resample patients; features and map are fixed.
 """
-
-from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
@@ -28,23 +25,16 @@ def check_features(features: np.ndarray) -> np.ndarray:
     """Features as float32, (n_images, n_features); a ValueError in words for those that no map can be drawn of."""
     features = np.asarray(features, dtype=np.float32)
     if features.ndim != 2 or len(features) < 4 or not np.isfinite(features).all():
-        raise ValueError(
-            f"features of shape {features.shape}: expected finite ones of at least 4 images; NaN comes from a training "
-            "that diverged: lower its learning rate"
-        )
+        remedy = "NaN comes from a training that diverged: lower its learning rate"
+        raise ValueError(f"features of shape {features.shape}: expected finite ones of at least 4 images; {remedy}")
     if np.ptp(features, axis=0).max() <= 1e-6 * np.abs(features).max():
-        raise ValueError(
-            f"the features of all {len(features)} images are the same, nothing to draw or to score: the encoder has "
-            "collapsed (see its training log), or the images are all alike"
-        )
+        reason = "the encoder has collapsed (see its training log), or the images are all alike"
+        raise ValueError(f"the features of all {len(features)} images are the same, there is nothing to draw: {reason}")
     return features
 
 
 def mean_over_patients(values: np.ndarray, patients: np.ndarray, weights: pd.DataFrame) -> np.ndarray:
-    """Mean of ``values``, (n_images,), under each row of `evaluation.patient_weights`: (n_weightings,).
-
-    NaN among the values does not count; the mean is NaN where nothing that counts has weight.
-    """
+    """Mean of ``values``, (n_images,), but for NaN, under each row of `evaluation.patient_weights`: (n_weightings,)."""
     there = ~np.isnan(values)
     place = weights.columns.get_indexer(np.asarray(patients)[there])
     sums = weights.to_numpy() @ np.bincount(place, values[there], minlength=weights.shape[1])
@@ -62,15 +52,11 @@ def with_interval(means: np.ndarray) -> tuple[float, float, float]:
 def group_scores(
     points: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, metric: str, weights: pd.DataFrame
 ) -> dict[str, np.ndarray]:
-    """How well a space, (n_images, n_dimensions), groups images by a label that patients share: plane or machine.
+    """How well a space, (n_images, n_dimensions), groups images by a label: scores, each of shape (n_weightings,).
 
-    Returns
-    -------
-    dict of str to ndarray, shape (n_weightings,)
-        ``knn_accuracy``: the label wins the vote of the nearest images of patients in other folds (images of one
-        patient are alike whatever they show). ``separability``: balanced accuracy of a logistic regression on patients
-        of other folds. ``silhouette``. ``..._chance``: what a space that says nothing comes to, of length 1.
-        Images of a label that only one patient has are left out; nothing is returned if fewer than two labels stay.
+    ``knn_accuracy``: the label wins the vote of the nearest images of patients in other folds, as images of one patient
+    are alike whatever they show. ``separability``: balanced accuracy of a logistic regression on patients of other
+    folds. ``..._chance``: of a space that says nothing. Labels that only one patient has are left out.
     """
     shared = pd.Series(patients).groupby(labels).transform("nunique").to_numpy() > 1
     points, labels, patients = points[shared], labels[shared], patients[shared]
@@ -78,8 +64,7 @@ def group_scores(
     if len(names) < 2:
         return {}
     folds = StratifiedGroupKFold(min(N_FOLDS, len(np.unique(patients))), shuffle=True, random_state=0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class")  # fewer patients than folds
+    with warnings.catch_warnings(action="ignore"):  # of fewer patients of a label than folds
         folds = list(folds.split(points, labels, patients))
     knn = KNeighborsClassifier(min(N_NEIGHBOURS, *(len(fitted) // 2 for fitted, _ in folds)), metric=metric)
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
@@ -95,11 +80,7 @@ def group_scores(
 
 
 def patient_scores(points: np.ndarray, patients: np.ndarray, *, metric: str, weights: pd.DataFrame) -> dict:
-    """How far a space groups images by patient, which a classifier of planes has no use for.
-
-    ``same_patient_nearest``: the nearest image is of the same patient; its ``_chance``; ``silhouette``. Images whose
-    patient has no other are left out; nothing is returned if that leaves fewer than two patients to tell apart.
-    """
+    """How far a space groups images by patient (of those who have several), which a classifier has no use for."""
     n_others = pd.Series(patients).groupby(patients).transform("size").to_numpy() - 1
     if n_others.max() < 1 or n_others.max() == len(patients) - 1:
         return {}
@@ -123,17 +104,15 @@ def embedding_scores(
         Of test images: those trained on would flatter the encoder.
     maps : mapping of (method, setting) to ndarray, shape (n_images, 2)
         Method "pca", "tsne" or "umap"; the features' own space is added as "original".
-    table : DataFrame
-        A row for each image: ``patient`` and, of ``plane`` and ``machine``, what can be scored.
-    weights : DataFrame
-        From `evaluation.patient_weights`.
+    table, weights : DataFrame
+        ``patient``, ``plane`` and ``machine`` of each image; the table of `evaluation.patient_weights`.
 
     Returns
     -------
     DataFrame
         Columns ``method, setting, label, score, value, low, high``; 95 % over patients, NaN where nothing is resampled.
-        The label "all" has ``trustworthiness`` (neighbours on the map are neighbours by features) and ``continuity``
-        (the reverse), each about 0.5 by chance (Venna and Kaski 2001, LNCS 2130:485).
+        ``trustworthiness`` and ``continuity`` (neighbours on the map are neighbours by features, and the reverse) are
+        of the label "all", and about 0.5 by chance (Venna and Kaski 2001, LNCS 2130:485).
     """
     features, patients, rows = check_features(features), table["patient"].to_numpy(), []
     unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)  # Euclidean order is by cosine
@@ -141,14 +120,13 @@ def embedding_scores(
     for (method, setting), points in {("original", f"{features.shape[1]} features"): features, **maps}.items():
         shared = {"metric": "cosine" if method == "original" else "euclidean", "weights": weights}
         found = {"patient": patient_scores(points, patients, **shared)}
-        for name in [name for name in ("plane", "machine") if name in table]:
+        for name in ("plane", "machine"):
             found[name] = group_scores(points, table[name].to_numpy(), patients, **shared)
         if method != "original":
-            trust, continuity = (
-                trustworthiness(unit, points, n_neighbors=k),
-                trustworthiness(points, unit, n_neighbors=k),
-            )
-            found["all"] = {"trustworthiness": np.array([trust]), "continuity": np.array([continuity])}
+            found["all"] = {
+                "trustworthiness": np.array([trustworthiness(unit, points, n_neighbors=k)]),
+                "continuity": np.array([trustworthiness(points, unit, n_neighbors=k)]),
+            }
         for label, scores in found.items():
             for score, values in scores.items():
                 rows.append((method, setting, label, score, *with_interval(values)))
@@ -159,18 +137,14 @@ def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
     """Debiased linear CKA of activations of the same images, (n_images, n_a) and (n_images, n_b).
 
     1 for the same up to rotation and one scale; about 0, also a little below, for unrelated ones; NaN if one does not
-    vary. The plain estimator tends to 1 for any two networks as images become fewer than activations.
-    ValueError if the images differ in number, are fewer than 4, or an activation is not finite.
-
-    References
-    ----------
-    Kornblith et al. 2019, arXiv:1905.00414, equation 4; terms of Song et al. 2012, J Mach Learn Res 13:1393, eq. 5.
+    vary. The plain estimator tends to 1 for any two networks as images become fewer than activations. Kornblith et al.
+    2019, arXiv:1905.00414, equation 4; terms of Song et al. 2012, J Mach Learn Res 13:1393, equation 5.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if len(a) != len(b) or len(a) < 4 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError(f"activations of {len(a)} and {len(b)} images: expected finite ones of the same 4 or more")
     if (a == a[0]).all() or (b == b[0]).all():
-        return float("nan")
+        return np.nan
     n, a, b = len(a), a - a.mean(axis=0), b - b.mean(axis=0)
 
     def alignment(x: np.ndarray, y: np.ndarray) -> float:
@@ -178,4 +152,4 @@ def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
         return np.square(x.T @ y).sum() - n / (n - 2) * x2 @ y2 + x2.sum() * y2.sum() / ((n - 1) * (n - 2))
 
     own = alignment(a, a), alignment(b, b)  # unbiased, so they may fall below 0 where images are few
-    return float(alignment(a, b) / np.sqrt(own[0] * own[1])) if min(own) > 0 else float("nan")
+    return float(alignment(a, b) / np.sqrt(own[0] * own[1])) if min(own) > 0 else np.nan

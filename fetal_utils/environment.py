@@ -67,10 +67,7 @@ def set_seed(seed: int) -> None:
 
 
 def torch_generator(*seeds: int) -> torch.Generator:
-    """A CPU generator seeded by several numbers together, say a run's seed and a purpose.
-
-    Give the same count of numbers everywhere: trailing zeros do not count, so ``(7,)`` is ``(7, 0)``.
-    """
+    """A CPU generator seeded by several numbers, say a run's seed and a purpose; trailing zeros do not count."""
     state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) % 2**63)
 
@@ -98,9 +95,7 @@ def code_key() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))).hexdigest()[:12]
 
 
-def describe_environment(
-    results_dir: str | Path, *, device: torch.device | str = "cpu", **facts: object
-) -> pd.DataFrame:
+def describe_environment(results_dir: str | Path, *, device: torch.device | str = "cpu", **facts) -> pd.DataFrame:
     """What a notebook runs on: ``facts``, then results folder, device, threads and versions, to be shown as a table."""
     folder, device = project_path(results_dir), torch.device(device)
     existing = next(one for one in (folder, *folder.parents) if one.is_dir())
@@ -121,11 +116,9 @@ class ProgressLines(tqdm.std.tqdm):
             print(str(self).rstrip(), file=self.fp, flush=True)
 
 
-def progress_bar(
-    *, total: int, desc: str, unit: str, show: bool = True, leave: bool = True, **options
-) -> tqdm.std.tqdm:
-    """A bar with the time left; where nobody watches (a log, an executed notebook), a line every 30 s at most."""
-    options |= {"total": total, "desc": desc, "unit": unit, "disable": not show, "leave": leave}
+def progress_bar(*, show: bool = True, leave: bool = True, **options) -> tqdm.std.tqdm:
+    """tqdm's bar; where nobody watches (a log, an executed notebook), a line every 30 s at most."""
+    options |= {"disable": not show, "leave": leave}
     front_end = any(name == "JPY_SESSION_NAME" or name.startswith("VSCODE_") for name in os.environ)
     if front_end if "ipykernel.kernelapp" in sys.modules else sys.stderr.isatty():
         return tqdm.auto.tqdm(mininterval=0.2, **options)
@@ -138,9 +131,8 @@ def keep_freed_memory(*, trim: bool = False) -> None:
     costs a training step on a CPU up to half of its time; ``trim`` gives back what is kept now. Only with glibc."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
-        m_trim_threshold, m_mmap_max = -1, -4
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-        libc.mallopt(m_mmap_max, 0)  # no array gets a mapping of its own, which would end with it
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no array gets a mapping of its own, which would end with it
         if trim:
             libc.malloc_trim(0)
 
@@ -163,10 +155,8 @@ def storage_errors(path: str | Path, codes: Collection[int] = FULL_OR_READ_ONLY)
     except OSError as error:
         if isinstance(error, StorageError) or error.errno not in codes:
             raise
-        raise StorageError(
-            f"{path} can't be written: {error.strerror}. Make room, or make it writable, or give another results "
-            "folder; then run the same again: what was finished is kept"
-        ) from error
+        remedy = "Make room or give another results folder, then run the same again: what was finished is kept"
+        raise StorageError(f"{path} can't be written: {error.strerror}. {remedy}") from error
 
 
 def check_writable(folder: str | Path) -> None:
@@ -179,10 +169,11 @@ def check_writable(folder: str | Path) -> None:
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then rename it: readers see the old file or the new one.
+    """Let ``write`` fill a file beside ``path``, down to the disk, then rename it: readers see the old or the new one.
 
-    What is written has reached the disk before it gets its name. If ``write`` raises, ``path`` stays as it was; if that
-    was for a full or read-only disk, the error is a StorageError, whatever ``write`` made of it.
+    If ``write`` raises, ``path`` stays as it was; if that was for a full or read-only disk, the error is a
+    StorageError, whatever a library made of it: safetensors tells the system's number in words, NumPy that there is
+    not "enough free space"; torch says nothing of a disk, but leaves the file, to which nothing more can be written.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # several processes may write the same file
@@ -192,7 +183,11 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
                 write(beside)
                 append(beside, b"")
             except Exception as error:
-                raise_disk_error(error, beside)
+                if getattr(error, "errno", None) is None:
+                    number = re.search(r"\(os error (\d+)\)", str(error))
+                    if code := int(number[1]) if number else errno.ENOSPC if "free space" in str(error) else 0:
+                        raise OSError(code, os.strerror(code)) from error
+                    append(beside, bytes(2**16))
                 raise
             beside.replace(path)
     finally:
@@ -208,20 +203,6 @@ def append(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def raise_disk_error(error: Exception, beside: Path) -> None:
-    """Raise the system's error about the disk that lies behind a library's own error, if one does.
-
-    safetensors tells its number in words, NumPy that there is not "enough free space"; torch says nothing of a disk,
-    but leaves the file, to which nothing more can be written.
-    """
-    if getattr(error, "errno", None) is None:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        code = int(number[1]) if number else errno.ENOSPC if "free space" in str(error) else 0
-        if code:
-            raise OSError(code, os.strerror(code)) from error
-        append(beside, bytes(2**16))
-
-
 def write_json(path: str | Path, content: dict) -> None:
     """A dictionary as a file, whole or not at all."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
@@ -231,8 +212,7 @@ def write_json(path: str | Path, content: dict) -> None:
 def read_json(path: str | Path) -> dict:
     """A dictionary from a file; ValueError that names the file if it is broken."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {**content}
+        return {**json.loads(Path(path).read_text(encoding="utf-8"))}
     except (ValueError, TypeError) as error:  # neither JSON nor text, or no dictionary
         raise ValueError(f"{path} is broken ({error}); delete its folder and run the same again") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping
 from pickle import UnpicklingError
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -14,13 +14,8 @@ from tqdm.auto import tqdm
 from fetal_utils.environment import progress_bar, replace_file, write_table
 from fetal_utils.runs import CHECKPOINT, Work
 
-
-class Stateful(Protocol):
-    """Whatever a checkpoint must hold: a module, an optimizer, a schedule, a generator."""
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: dict) -> object: ...
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
 
 
 class GeneratorState:
@@ -37,34 +32,13 @@ class GeneratorState:
 
 
 def run_epochs(
-    work: Work,
-    train_epoch: Callable[[int], dict],
-    *,
-    n_epochs: int,
-    parts: Mapping[str, Stateful],
-    desc: str,
+    work: Work, train_epoch: Callable[[int], dict], *, n_epochs: int, parts: Mapping[str, Stateful], desc: str
 ) -> pd.DataFrame:
-    """Call ``train_epoch`` for each epoch, with a log row and a checkpoint after each.
+    """Call ``train_epoch`` for each epoch, with a log row and a checkpoint of ``parts`` after each; the log.
 
-    A checkpoint in ``work.folder`` is taken up: the epochs it holds are not trained again, and as it restores every
-    part, random generators included, the rest comes out as it would have.
-
-    Parameters
-    ----------
-    work : Work
-        Its folder gets ``log.csv`` and ``checkpoint.pt``, each written whole or not at all.
-    train_epoch : callable
-        Takes the epoch's number from 0 and returns its log row.
-    n_epochs : int
-    parts : mapping of str to Stateful
-        All that changes while training.
-    desc : str
-        Label of the progress bar.
-
-    Returns
-    -------
-    DataFrame
-        The log: ``epoch`` from 1, ``seconds`` since the start, and the columns of the rows.
+    ``train_epoch`` takes the epoch's number from 0 and returns its log row; the log adds ``epoch`` from 1 and
+    ``seconds`` since the start. ``parts`` is all that changes while training, random generators included: a checkpoint
+    in ``work.folder`` is taken up, its epochs are not trained again, and the rest comes out as it would have.
     """
     rows = load_checkpoint(work, parts)
     show = work.store.progress
@@ -101,10 +75,7 @@ def load_checkpoint(work: Work, parts: Mapping[str, Stateful]) -> list[dict]:
 
 def save_checkpoint(work: Work, parts: Mapping[str, Stateful], rows: list[dict]) -> None:
     """Write the parts and the log so far, each whole or not at all."""
-    state = {
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-        "rows": rows,
-        "elapsed_s": work.elapsed_s,
-    }
+    states = {name: part.state_dict() for name, part in parts.items()}
+    state = {"parts": states, "rows": rows, "elapsed_s": work.elapsed_s}
     replace_file(work.folder / CHECKPOINT, lambda path: torch.save(state, path))
     write_table(pd.DataFrame(rows), work.folder / "log.csv")

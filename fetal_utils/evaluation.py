@@ -27,9 +27,7 @@ def check_predictions(predictions: pd.DataFrame, classes: Sequence[str]) -> None
     needed = ["image_name", "patient", "true", "predicted", *probability_columns(classes)]
     missing = [column for column in needed if column not in predictions.columns]
     if missing or predictions.empty or predictions["image_name"].duplicated().any():
-        raise ValueError(
-            f"{len(predictions)} predictions without {missing}: one row per test image is needed, with all"
-        )
+        raise ValueError(f"{len(predictions)} predictions without {missing}: expected one row per test image, with all")
     if unknown := (set(predictions["true"]) | set(predictions["predicted"])) - set(classes):
         raise ValueError(f"labels {sorted(map(str, unknown))} are not among the classes {list(classes)}")
     probabilities = predictions[probability_columns(classes)].to_numpy(float)
@@ -54,11 +52,6 @@ def patient_weights(patients: Sequence, *, n_resamples: int, seed: int = 0) -> p
     -------
     DataFrame, shape (1 + n_resamples, n_patients)
         A column for each patient, named by it.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than 2 patients or too few resamples.
     """
     names = np.unique(np.asarray(patients))
     if len(names) < 2 or n_resamples < 10:
@@ -75,31 +68,12 @@ def weighted_metrics(
     metrics: Sequence[str] = METRICS,
     class_counts: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Metrics of a predictions table for each row of patient weights.
+    """Metrics of a predictions table for each row of patient weights, which may hold further patients.
 
-    Parameters
-    ----------
-    predictions : DataFrame, one row per test image
-    classes : sequence of str
-        In the fixed order of the task.
-    weights : DataFrame, shape (n_weightings, n_patients)
-        As `patient_weights` draws them; may hold further patients.
-    metrics : sequence of str
-        Names out of `METRICS`.
-    class_counts : sequence of int, optional
-        Labelled images of each class that the run learned from. Its loss weighs classes alike, so its probabilities
-        are for equally frequent classes; the calibration error multiplies them by these shares and renormalises.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Of shape (n_weightings, 1 + n_classes) for `CLASS_METRICS`, the macro mean first, and (n_weightings, 1) for
-        the others. NaN for a class without weight, which the macro mean leaves out.
-
-    Raises
-    ------
-    ValueError
-        If the predictions are malformed, a patient has no weights, or a metric is unknown.
+    Of shape (n_weightings, 1 + n_classes) for `CLASS_METRICS`, the macro mean first, and (n_weightings, 1) for the
+    others. NaN for a class without weight, which the macro mean leaves out. A loss that weighs classes alike gives
+    probabilities for equally frequent classes: the calibration error multiplies them by the shares of
+    ``class_counts``, the labelled images of each class, and renormalises.
     """
     check_predictions(predictions, classes)
     patients, patient = np.unique(predictions["patient"].to_numpy(), return_inverse=True)
@@ -108,7 +82,9 @@ def weighted_metrics(
     drawn = weights[patients].to_numpy(float)
     true, predicted = (pd.Index(classes).get_indexer(predictions[column]) for column in ("true", "predicted"))
     probabilities = predictions[probability_columns(classes)].to_numpy(float)
-    counts = count_confusions(true, predicted, patient, n_patients=len(patients), n_classes=len(classes))
+    shape = len(patients), len(classes), len(classes)
+    cells = np.ravel_multi_index((patient, true, predicted), shape)
+    counts = np.bincount(cells, minlength=np.prod(shape)).reshape(shape)  # of each patient: true, then predicted
     confusion = np.tensordot(drawn, counts, axes=1)  # (n_weightings, n_classes, n_classes)
     values = metrics_from_confusion(confusion)
     if "auroc" in metrics:
@@ -124,27 +100,11 @@ def weighted_metrics(
     return {name: values[name] for name in metrics}
 
 
-def count_confusions(
-    true: np.ndarray, predicted: np.ndarray, patient: np.ndarray, *, n_patients: int, n_classes: int
-) -> np.ndarray:
-    """Confusion counts of each patient, shape (n_patients, n_classes, n_classes): true, then predicted."""
-    cells = np.ravel_multi_index((patient, true, predicted), (n_patients, n_classes, n_classes))
-    return np.bincount(cells, minlength=n_patients * n_classes**2).reshape(n_patients, n_classes, n_classes)
-
-
 def metrics_from_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """F1, sensitivity, precision and specificity of each class against the others.
+    """F1, sensitivity, precision and specificity of each class, (..., n_classes), from (..., true, predicted).
 
-    Parameters
-    ----------
-    confusion : ndarray, shape (..., n_classes, n_classes)
-        Counts or weights; rows are true classes, columns predicted ones.
-
-    Returns
-    -------
-    dict of str to ndarray, shape (..., n_classes)
-        A class that is there but never predicted has precision 0 (scikit-learn's ``zero_division=0``). A class that
-        is not there is NaN; false alarms for it still lower others' sensitivity.
+    A class that is there but never predicted has precision 0 (scikit-learn's ``zero_division=0``). A class that is not
+    there is NaN; false alarms for it still lower others' sensitivity.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     n_true, n_predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
@@ -197,9 +157,6 @@ def _calibration_errors(
     return _ratio(np.abs(weights @ gaps).sum(axis=1), weights[:, patient].sum(axis=1))
 
 
-# --- runs ---
-
-
 def score_runs(
     runs: Sequence,
     weights: pd.DataFrame,
@@ -214,7 +171,7 @@ def score_runs(
     runs : sequence of Run
     weights : DataFrame
         See `patient_weights`.
-    metrics : sequence of str
+    metrics : sequence of str, of `METRICS`
     within : (column, values), optional
         Only the test images with one of these values, say of the column "machine".
 
@@ -235,9 +192,8 @@ def score_runs(
         options = {"metrics": metrics, "class_counts": facts.get("class_counts")}
         for metric, scores in weighted_metrics(predictions, facts["classes"], weights, **options).items():
             values.append(scores.T)
-            index += [
-                {"metric": metric, "plane": plane} | about for plane in ["macro", *facts["classes"]][: len(scores.T)]
-            ]
+            planes = ["macro", *facts["classes"]][: len(scores.T)]
+            index += [{"metric": metric, "plane": plane} | about for plane in planes]
     return pd.DataFrame(np.concatenate(values), index=pd.MultiIndex.from_frame(pd.DataFrame(index)))
 
 

@@ -1,7 +1,5 @@
 """Things to move in JupyterLab: one explorer of any table's rows, and the augmentation lab; elsewhere still figures."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -27,78 +25,53 @@ def explore(
 ) -> ipywidgets.VBox | None:
     """Step through the rows of a table, all or those of one kind, with a figure of each.
 
-    Where nobody watches, the figure of one row stands in the cell, and there is no widget. A filter under which no row
-    is left sets the other filters back.
-
-    Parameters
-    ----------
-    table : DataFrame
-    show : callable
-        Draws a pyplot figure of a row, which it is given by its position in the table; with ``page`` above 1, of the
-        list of positions on a page.
-    filters : sequence of str
-        Columns by which rows can be chosen.
-    page : int
-        Rows shown at once, by which the buttons move.
-    still : int
-        Position of the row (the first of the page) that is drawn where nobody watches.
-
-    Raises
-    ------
-    ValueError
-        If there is no row or a column is missing.
+    ``show`` draws a pyplot figure of a row, given by its position; with ``page`` above 1, of a list of positions. Rows
+    are chosen by the columns ``filters``; a choice that leaves none sets the other filters back. Where nobody watches,
+    there is no widget: the row, or the page, that begins at ``still`` stands in the cell.
     """
     if table.empty or not set(filters) <= set(table.columns):
         raise ValueError(f"{len(table)} rows, columns {list(table.columns)}: expected a row or more, and {filters}")
-    everything = list(range(len(table)))
 
-    def draw(rows: Sequence[int], first: int) -> None:
-        start = rows.index(first) if first in rows else 0
-        show(rows[start] if page == 1 else list(rows[start : start + page]))
+    def draw(rows: Sequence[int]) -> None:
+        show(rows[0] if page == 1 else list(rows))
+
+    def pages(rows: Sequence[int]) -> list[tuple]:
+        return [(str(rows[start]), tuple(rows[start : start + page])) for start in range(0, len(rows), page)]
 
     if not somebody_watches():
-        return draw(everything, still)
+        return draw(range(len(table))[still : still + page])
     choosers = {name: choose(name, [EVERY, *map(str, table[name].sort_values().unique())]) for name in filters}
-    slider = ipywidgets.SelectionSlider(description="row", options=everything, continuous_update=False, style=WIDE)
-    buttons = [ipywidgets.Button(description=name) for name in ("previous", "next")]
+    options = pages(range(len(table)))
+    slider = ipywidgets.SelectionSlider(description="row", options=options, continuous_update=False, style=WIDE)
+    buttons = {name: ipywidgets.Button(description=name) for name in ("previous", "next")}
 
     def step(button: ipywidgets.Button) -> None:
-        rows, by = slider.options, page if button is buttons[1] else -page
-        slider.value = rows[(rows.index(slider.value) + by) % len(rows)]
+        slider.index = (slider.index + (1 if button is buttons["next"] else -1)) % len(slider.options)
 
     def refilter(change: dict) -> None:
         fits = [(table[name].astype(str) == one.value) | (one.value == EVERY) for name, one in choosers.items()]
-        rows = np.flatnonzero(np.all(fits, axis=0)).tolist()
-        if rows:
-            slider.options = rows
+        if rows := np.flatnonzero(np.all(fits, axis=0)).tolist():
+            slider.options = pages(rows)
         elif change["new"] != EVERY:  # the last choice counts
             for one in choosers.values():
                 one.value = change["new"] if one is change["owner"] else EVERY
 
-    for button in buttons:
+    for button in buttons.values():
         button.on_click(step)
     for one in choosers.values():
         one.observe(refilter, names="value")
-    picture = follow([slider], lambda: draw(slider.options, slider.value))
-    lines = [ipywidgets.HBox(widgets, layout=WRAP) for widgets in (list(choosers.values()), [slider, *buttons])]
-    return ipywidgets.VBox([*lines, picture])
+    lines = [ipywidgets.HBox(list(one), layout=WRAP) for one in (choosers.values(), [slider, *buttons.values()])]
+    return ipywidgets.VBox([*lines, follow([slider], lambda: draw(slider.value))])
 
 
 def augmentation_lab(
-    images: np.ndarray, views: Callable, *, presets: Sequence[str], titles: Sequence[str] | None = None
+    images: np.ndarray, views: Callable, *, presets: Sequence[str], titles: Sequence[str]
 ) -> ipywidgets.VBox | None:
     """Sliders over image, preset, strength and draw, with the image and two views; else a figure of all presets.
 
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (n_images, side, side)
-    views : callable
-        ``views(images, preset, strength, seed)`` gives two views of each image, gray levels in 0..1: two arrays of
-        shape (n_images, height, width). Strength 1 is the preset as it is.
-    presets, titles : sequence of str
-        Names of presets; a title for each image.
+    ``views(images, preset, strength, seed)`` gives two views of each of the images, uint8 of shape (n_images, side,
+    side): two arrays of that shape, gray levels in 0..1. Strength 1 is the preset as it is.
     """
-    titles = list(titles or [f"image {number}" for number in range(len(images))])
     if not somebody_watches():
         columns = [images / 255, *(view for preset in presets for view in views(images, preset, 1.0, 0))]
         names = ["as stored", *(preset for preset in presets for _ in "ab")]
@@ -120,13 +93,9 @@ def augmentation_lab(
 
 def follow(controls: Sequence[ipywidgets.Widget], draw: Callable[[], None]) -> ipywidgets.Image:
     """A picture that is drawn anew, as a pyplot figure, whenever the value of a control changes."""
-    picture, shown = ipywidgets.Image(format="png"), []
+    picture = ipywidgets.Image(format="png")
 
     def redraw(_: object = None) -> None:
-        state = [(control.value, getattr(control, "options", None)) for control in controls]
-        if state == shown:  # one move of a slider with new options is two events
-            return
-        shown[:] = state
         draw()
         buffer, figure = io.BytesIO(), plt.gcf()
         figure.savefig(buffer, format="png", dpi=90)
@@ -134,7 +103,7 @@ def follow(controls: Sequence[ipywidgets.Widget], draw: Callable[[], None]) -> i
         picture.value = buffer.getvalue()
 
     for control in controls:
-        control.observe(redraw, names=["value", "options"])
+        control.observe(redraw, names="value")
     redraw()
     return picture
 

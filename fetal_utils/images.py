@@ -1,12 +1,10 @@
 """Pictures become gray squares: decoded once into a memory-mapped array whose name knows the files' contents."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps
+from scipy.sparse import triu
+from sklearn.neighbors import radius_neighbors_graph
 
 from fetal_utils.environment import progress_bar, project_path, read_json, replace_file, write_json
 
@@ -26,14 +26,9 @@ IMAGE_DIR = "Images"
 MASK_DIR = "Masks"  # only the phantom has it
 # raw header of the CSV, trailing space included, and the tidy name of each column
 CSV_COLUMNS = {
-    "Image_name": "image_name",
-    "Patient_num": "patient",
-    "Plane": "plane",
-    "Brain_plane": "brain_plane",
-    "Operator": "operator",
-    "US_Machine": "machine",
-    "Train ": "split",
-}
+    "Image_name": "image_name", "Patient_num": "patient", "Plane": "plane", "Brain_plane": "brain_plane",
+    "Operator": "operator", "US_Machine": "machine", "Train ": "split",
+}  # fmt: skip
 
 FORMAT_VERSION = 2  # of the arrays: raised whenever the same files give other pixels
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")  # by content, whatever a file is called
@@ -42,20 +37,14 @@ MIN_SIDE, MAX_PIXELS = 8, 50_000_000  # of a picture
 GEOMETRIES = ("crop", "pad", "text_corner")
 TEXT_CORNER = (44 / 256, 56 / 256)  # where scanners print, top right, as shares of height and width
 
-PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # Pillow refuses a sound PNG with more than 1 MB of text or colour profile
-
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How a picture becomes a square of ``image_size`` px; its aspect ratio is kept.
-
-    ``geometry`` is "crop" (the central square, shorter side ``image_size``), "pad" (the whole picture, black bars) or
-    "text_corner" (only the corner where scanners print, for a baseline). ``blank_text`` paints that corner black.
-    """
+    """How a picture becomes a square of ``image_size`` px; its aspect ratio is kept."""
 
     image_size: int
-    geometry: str = "crop"
-    blank_text: bool = False
+    geometry: str = "crop"  # or "pad" (the whole picture, black bars), "text_corner" (that alone, for a baseline)
+    blank_text: bool = False  # the corner where scanners print is painted black
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, Integral) or not 8 <= self.image_size <= 1024:
@@ -76,63 +65,44 @@ def open_images(
 ) -> np.memmap:
     """Image files as one array on disk, decoded on first use; it appears whole or not at all.
 
-    Returns
-    -------
-    memmap of uint8, shape (n_images, image_size, image_size)
-        Read-only, in the order of ``paths``.
-
-    Raises
-    ------
-    ValueError
-        If an image can't be read; the file is named.
+    A read-only memmap of uint8, shape (n_images, image_size, image_size), in the order of ``paths``; a ValueError names
+    an image that can't be read.
     """
     size, cache_dir = image_format.image_size, Path(cache_dir)
-    shape = (len(paths), size, size)
     key = digest(f"{FORMAT_VERSION} {image_format} {content_hashes(paths, cache_dir=cache_dir)}")
     path = cache_dir / f"{image_format.geometry}-{size}px-{key}.npy"
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):  # of several processes, one decodes
-        with suppress(OSError, ValueError):  # absent, cut short, or no array at all
-            images = np.lib.format.open_memmap(path, mode="r")
-            if images.shape == shape and images.dtype == np.uint8:
-                return images
-        squares = decode(paths, image_format, progress=progress)
-        replace_file(path, lambda beside: write_array(beside, squares, shape=shape))
+        with suppress(OSError, ValueError):  # absent or cut short
+            return np.lib.format.open_memmap(path, mode="r")
+        replace_file(path, lambda beside: write_squares(beside, paths, image_format, progress=progress))
     return np.lib.format.open_memmap(path, mode="r")
 
 
-def decode(paths: Sequence[Path], image_format: ImageFormat, *, progress: bool) -> Iterator[np.ndarray]:
-    """The squares of image files one after the other, decoded in threads."""
-    desc = f"decoding images to {image_format.image_size} px"
-    bar = progress_bar(total=len(paths), desc=desc, unit="image", show=progress)
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for square in pool.map(lambda path: fit_to_square(read_image(path), image_format), paths):
-            yield square
-            bar.update()
-
-
-def write_array(path: Path, squares: Iterator[np.ndarray], *, shape: tuple[int, ...]) -> None:
-    """A .npy file written image by image: memory does not grow with their number, and a full disk is an error."""
-    with path.open("wb") as file:
-        header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
+def write_squares(path: Path, paths: Sequence[Path], image_format: ImageFormat, *, progress: bool) -> None:
+    """Image files, decoded in threads, as a .npy file, one by one: memory does not grow with their number."""
+    size = image_format.image_size
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), size, size)}
+    bar = progress_bar(total=len(paths), desc=f"decoding images to {size} px", unit="image", show=progress)
+    with path.open("wb") as file, bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         np.lib.format.write_array_header_1_0(file, header)
-        for square in squares:
+        for square in pool.map(lambda path: fit_to_square(read_image(path), image_format), paths):
             file.write(square.tobytes())
+            bar.update()
 
 
 def content_hashes(paths: Sequence[Path], *, cache_dir: str | Path | None = None) -> list[str]:
     """A `digest` of what each file holds; a cache folder remembers them while names, sizes and times stay the same."""
-    facts = [path.stat() for path in paths]
-    times = [(fact.st_size, fact.st_mtime_ns, fact.st_ctime_ns) for fact in facts]
-    listing = digest("\n".join(f"{path.absolute()} {one}" for path, one in zip(paths, times, strict=True)))
-    memory = Path(cache_dir or "") / f"contents-{listing}.json"
-    if cache_dir is not None:
+    facts = [(path.absolute(), path.stat()) for path in paths]
+    listing = "\n".join(f"{path} {fact.st_size} {fact.st_mtime_ns} {fact.st_ctime_ns}" for path, fact in facts)
+    memory = Path(cache_dir or "") / f"contents-{digest(listing)}.json"
+    if cache_dir:
         with suppress(OSError, ValueError, KeyError):
             return read_json(memory)["hashes"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashes = list(pool.map(lambda path: digest(path.read_bytes()), paths))
     settled = time.time_ns() - 2 * 10**9  # a file changed just now may change again within a tick of its clock
-    if cache_dir is not None and all(max(one[1:]) < settled for one in times):
+    if cache_dir and all(fact.st_ctime_ns < settled for _, fact in facts):
         with suppress(OSError):  # a folder that can't be written costs time, no more
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_json(memory, {"hashes": hashes})
@@ -143,7 +113,10 @@ def read_image(path: Path) -> np.ndarray:
     """A picture of any of `FORMATS`, gray: uint8, shape (height, width); a ValueError names one that can't be read."""
     try:
         with Image.open(path, formats=FORMATS) as file:
-            check_picture(file)
+            if min(file.size) < MIN_SIDE or file.width * file.height > MAX_PIXELS:
+                raise ValueError(f"it has {file.width} x {file.height} px")
+            if (n_frames := getattr(file, "n_frames", 1)) > 1:
+                raise ValueError(f"it holds {n_frames} pictures")
             file.verify()  # the checksums, which decoding alone passes over
         with Image.open(path, formats=FORMATS) as file:
             return to_gray(file)
@@ -151,14 +124,6 @@ def read_image(path: Path) -> np.ndarray:
         reason = str(error).partition("\n")[0] or type(error).__name__
         remedy = f"copy it again if it is damaged, else save it as an 8-bit gray PNG of {MIN_SIDE} to 7,000 px"
         raise ValueError(f"{path} can't be read: {reason}; {remedy}") from None
-
-
-def check_picture(file: Image.Image) -> None:
-    """Raise a ValueError if an opened picture can't be taken as one gray image."""
-    if min(file.size) < MIN_SIDE or file.width * file.height > MAX_PIXELS:
-        raise ValueError(f"it has {file.width} x {file.height} px")
-    if (n_frames := getattr(file, "n_frames", 1)) > 1:
-        raise ValueError(f"it holds {n_frames} pictures")
 
 
 def to_gray(file: Image.Image) -> np.ndarray:
@@ -170,13 +135,9 @@ def to_gray(file: Image.Image) -> np.ndarray:
         # scanners store 12 bits in 16, and 8 bits are stored so too: as 16 they would be nearly black
         white = next(white for white in (2**8 - 1, 2**12 - 1, 2**16 - 1) if values.max() <= white)
         return np.round(values * (255 / white)).astype(np.uint8)
-    is_deep = ";16" in str(file.tile)  # colours of 16 bits, of which Pillow keeps the upper 8
     if file.has_transparency_data:  # what is transparent shows the black behind it
         file = Image.alpha_composite(Image.new("RGBA", file.size, "black"), file.convert("RGBA"))
-    gray = np.asarray(file.convert("L"))
-    if is_deep and gray.max() < 16:
-        raise ValueError("12 bits in colours of 16 can't be told from black")
-    return gray
+    return np.asarray(file.convert("L"))  # of colours of 16 bits, Pillow keeps the upper 8
 
 
 def corner_shape(height: int, width: int) -> tuple[int, int]:
@@ -187,10 +148,7 @@ def corner_shape(height: int, width: int) -> tuple[int, int]:
 def fit_to_square(
     picture: np.ndarray, image_format: ImageFormat, *, resample: Image.Resampling = Image.Resampling.BILINEAR
 ) -> np.ndarray:
-    """A picture, uint8 of shape (height, width), in the format's geometry, shape (image_size, image_size).
-
-    It is antialiased; with ``resample`` NEAREST, the values of a mask stay whole.
-    """
+    """A picture, uint8 of shape (height, width), in the format's geometry; NEAREST keeps the values of a mask whole."""
     size, geometry = image_format.image_size, image_format.geometry
     height, width = picture.shape
     n_rows, n_columns = corner_shape(height, width)
@@ -201,9 +159,7 @@ def fit_to_square(
         picture[:n_rows, width - n_columns :] = 0
     image = Image.fromarray(picture)
     if geometry == "crop":
-        side = min(height, width)
-        left, top = (width - side) / 2, (height - side) / 2
-        return np.asarray(image.resize((size, size), resample, box=(left, top, left + side, top + side)))
+        return np.asarray(ImageOps.fit(image, (size, size), resample))
     square, scale = Image.new("L", (size, size)), size / max(height, width)
     columns, rows = (max(1, round(n * scale)) for n in (width, height))
     square.paste(image.resize((columns, rows), resample), ((size - columns) // 2, (size - rows) // 2))
@@ -214,19 +170,15 @@ def image_paths(data_dir: str | Path, image_names: Sequence[str]) -> list[Path]:
     """The files of the images, all of which must exist; FileNotFoundError with the remedy if not."""
     root = Path(data_dir) / IMAGE_DIR
     if not root.is_dir():
-        alike = [path.name for path in Path(data_dir).iterdir() if path.is_dir() and path.name.lower() == "images"]
-        remedy = f"rename {alike[0]}/" if alike else "expected <Image_name>.png in it for every row of the CSV"
-        raise FileNotFoundError(f"{root} is missing; {remedy}")
+        raise FileNotFoundError(f"{root} is missing; expected <Image_name>.png in it for every row of the CSV")
     found = {entry.name for entry in os.scandir(root)}
-    missing = [name for name in image_names if f"{name}.png" not in found]
-    if not missing:
-        return [root / f"{name}.png" for name in image_names]
-    by_stem = {Path(name).stem: name for name in found if Path(name).suffix.lower() in ENDINGS}
-    remedy = "add them, or take their rows out of the CSV"
-    if other := [by_stem[name] for name in missing if name in by_stem]:
-        remedy = f"{len(other)} are there under another ending ({other[0]}): rename them to .png, whatever they hold"
-    first = [f"{name}.png" for name in missing[:3]]
-    raise FileNotFoundError(f"{root}: {len(missing)} of {len(image_names)} images are missing, first {first}; {remedy}")
+    names = [f"{name}.png" for name in image_names]
+    if missing := [name for name in names if name not in found]:
+        remedy = "add them (another ending, say .PNG or .jpg, is renamed to .png), or take their rows out of the CSV"
+        raise FileNotFoundError(
+            f"{root}: {len(missing)} of {len(names)} images are missing, first {missing[:3]}; {remedy}"
+        )
+    return [root / name for name in names]
 
 
 def nearly_black(images: np.ndarray) -> np.ndarray:
@@ -235,41 +187,28 @@ def nearly_black(images: np.ndarray) -> np.ndarray:
 
 
 def find_duplicates(thumbnails: np.ndarray, hashes: Sequence[str], *, min_correlation: float = 0.98) -> pd.DataFrame:
-    """Pairs of images that are the same file or look the same.
+    """Pairs of images that look the same, and whether they are the same file by the hashes of `content_hashes`.
 
-    The gray levels of 32 px ``thumbnails``, uint8 of shape (n_images, side, side), are correlated; in FETAL_PLANES_DB
-    different pictures of two patients reach 0.86 at most. ``hashes`` are those of `content_hashes`.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``first, second`` (positions, first < second), ``kind`` ("same file" or "look alike"), ``correlation``.
+    Gray levels of 32 px ``thumbnails``, uint8 of shape (n_images, side, side), are correlated; in FETAL_PLANES_DB
+    different pictures of two patients reach 0.86 at most. Columns ``first, second`` (positions, first < second),
+    ``kind`` ("same file" or "look alike"), ``correlation``.
     """
     flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    flat -= flat.mean(axis=1, keepdims=True)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
-    hashes, parts = np.asarray(hashes), []
-    for start in range(0, len(flat), 1024):  # in blocks: memory grows with n_images, not with its square
-        correlation = flat[start : start + 1024] @ flat.T
-        same = hashes[start : start + 1024, None] == hashes
-        first, second = np.nonzero(np.triu(same | (correlation >= min_correlation), k=start + 1))
-        kind = np.where(same[first, second], "same file", "look alike")
-        values = {"first": first + start, "second": second, "kind": kind, "correlation": correlation[first, second]}
-        parts.append(pd.DataFrame(values))
-    return pd.concat(parts, ignore_index=True)
+    flat -= flat.mean(axis=1, keepdims=True)  # the cosine is then the correlation; of a black picture it is 0
+    near = radius_neighbors_graph(flat, 1 - min_correlation, mode="distance", metric="cosine")
+    pairs = triu(near, k=1).tocsr().tocoo()  # by rows
+    same = np.asarray(hashes)[pairs.row] == np.asarray(hashes)[pairs.col]
+    kind = np.where(same, "same file", "look alike")
+    return pd.DataFrame({"first": pairs.row, "second": pairs.col, "kind": kind, "correlation": 1 - pairs.data})
 
 
 @dataclass(frozen=True)
 class ExtraImages:
-    """Unlabelled images of any origin to pretrain on besides: a folder as it was when opened.
+    """Unlabelled images of any origin to pretrain on besides: a folder as it was when opened."""
 
-    ``key``, of what the files hold and their names in the folder, is what a run is named by; ``folder`` differs between
-    machines, and stays out of records and of comparisons.
-    """
-
-    key: str
+    key: str  # of what the files hold and their names in the folder; a run is named by it
     n_images: int
-    folder: str = field(default="", compare=False)
+    folder: str = field(default="", compare=False)  # differs between machines, and stays out of records
 
     def to_dict(self) -> dict:
         return {"key": self.key, "n_images": self.n_images}
@@ -280,22 +219,15 @@ class ExtraImages:
             raise ValueError(f"extra_images={self.folder} has changed since this run was asked for; ask again")
 
     def images(self, dataset, image_size: int, *, progress: bool = True) -> tuple[np.ndarray, dict[str, int]]:
-        """What a pretraining on a `Dataset` may learn from, in its geometry.
-
-        Returns
-        -------
-        images : ndarray of uint8, shape (n_images, image_size, image_size)
-        left_out : dict of str to int
-            Files passed over, by reason.
-        """
-        paths, n_hidden = list_images(Path(self.folder))
+        """What a pretraining on a `Dataset` may learn from, opened as its own, and how many are left out, by reason."""
+        paths = list_images(Path(self.folder))
         squares = open_images(paths, dataset.image_format(image_size), cache_dir=dataset.cache_dir, progress=progress)
         seen = {digest(square.tobytes()) for square in dataset.images(image_size, progress=progress)}
         held_out = dataset.metadata[dataset.metadata["subset"] != "train"]
         names, patients = set(held_out["image_name"]), set(held_out["patient"])
-        kept, left_out = [], {"hidden files and masks": n_hidden, "known already": 0, "of held-out patients": 0}
-        for position, path in enumerate(paths):
-            content, patient = digest(squares[position].tobytes()), re.match(r"Patient(\d+)_", path.stem)
+        kept, left_out = [], {"known already": 0, "of held-out patients": 0}
+        for position, (path, square) in enumerate(zip(paths, squares, strict=True)):
+            content, patient = digest(square.tobytes()), re.match(r"Patient(\d+)_", path.stem)
             if path.stem in names or (patient and int(patient[1]) in patients):
                 left_out["of held-out patients"] += 1
             elif content in seen:
@@ -306,15 +238,10 @@ class ExtraImages:
         return squares[kept], left_out
 
 
-def list_images(root: Path) -> tuple[list[Path], int]:
-    """Image files in a folder and below, sorted, and how many more are hidden, in hidden folders or in ``Masks``."""
-    files = [path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
-    shown = [
-        path
-        for path in files
-        if not any(part.startswith(".") or part == MASK_DIR for part in path.relative_to(root).parts)
-    ]
-    return sorted(shown), len(files) - len(shown)
+def list_images(root: Path) -> list[Path]:
+    """Image files in a folder and below, sorted, without hidden ones and those in hidden folders or in ``Masks``."""
+    parts = {path: path.relative_to(root).parts for path in sorted(root.rglob("*")) if path.suffix.lower() in ENDINGS}
+    return [path for path, names in parts.items() if not any(name[0] == "." or name == MASK_DIR for name in names)]
 
 
 def open_extra_images(folder: str | Path) -> ExtraImages | None:
@@ -322,8 +249,7 @@ def open_extra_images(folder: str | Path) -> ExtraImages | None:
     if not str(folder):
         return None
     root = project_path(folder).resolve()
-    paths, _ = list_images(root)
-    if not paths:
+    if not (paths := list_images(root)):
         raise FileNotFoundError(f"extra_images={root} holds no image ({', '.join(ENDINGS)}); give a folder that does")
     names = [path.relative_to(root).as_posix() for path in paths]
     key = digest("\n".join(map(" ".join, zip(names, content_hashes(paths), strict=True))))

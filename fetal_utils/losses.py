@@ -23,17 +23,12 @@ def nt_xent_loss(z_a: Tensor, z_b: Tensor, *, temperature: float, not_negatives:
     Returns
     -------
     Tensor, shape ()
-        Mean over the ``2 * n_images`` anchors, in nats.
+        Mean over the ``2 * n_images`` anchors, in nats (Chen et al. 2020, arXiv:2002.05709, equation 1).
 
     Raises
     ------
     ValueError
-        If the shapes differ, there are fewer than two images, temperature <= 0, or ``not_negatives`` is
-        not boolean of shape (n_images, n_images).
-
-    References
-    ----------
-    Chen et al. 2020, arXiv:2002.05709, equation 1.
+        If a shape, the temperature or the type of ``not_negatives`` is another.
     """
     n_images = len(z_a)
     if z_a.ndim != 2 or z_a.shape != z_b.shape or n_images < 2 or not temperature > 0:

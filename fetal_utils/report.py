@@ -56,19 +56,11 @@ $body
 
 
 def write_report(executed_notebook: str | Path, html: str | Path) -> Path:
-    """Write the outputs and texts of an executed notebook as one page, whole or not at all.
+    """Write the outputs and texts of an executed notebook as one page, whole or not at all; the file written.
 
-    Parameters
-    ----------
-    executed_notebook : path
-        Executed to its end. Code, printed lines and cells tagged `NOTEBOOK_ONLY` are left out.
-    html : path
-        The file to make or replace.
-
-    Returns
-    -------
-    Path
-        The file written.
+    Code, printed lines and cells tagged `NOTEBOOK_ONLY` are left out. Names of data sets, tasks and strategies come
+    from users' files, so the body passes a sanitiser: no script, form, event handler or frame is left, links lead to
+    ``https:`` or a place on the page, and pictures are embedded.
 
     Raises
     ------
@@ -76,11 +68,6 @@ def write_report(executed_notebook: str | Path, html: str | Path) -> Path:
         If there is no such notebook.
     ValueError
         If it has not been executed or a cell failed, it has no title or several, or a picture has no alternative text.
-
-    Notes
-    -----
-    Names of data sets, tasks and strategies come from users' files, so the body passes a sanitiser: no script, form,
-    event handler or frame is left, links lead to ``https:`` or a place on the page, and pictures are embedded.
     """
     executed_notebook, html = Path(executed_notebook), Path(html)
     if not executed_notebook.exists():
@@ -128,9 +115,8 @@ def check_executed(notebook: NotebookNode, name: str) -> None:
     for cell in cells:
         for output in cell.outputs:
             if output.output_type == "error":
-                raise ValueError(
-                    f"{name} failed in cell {cell.id!r} with {output.ename}: {output.evalue}; run it again"
-                )
+                failure = f"{output.ename}: {output.evalue}"
+                raise ValueError(f"{name} failed in cell {cell.id!r} with {failure}; run it again")
     if all(cell.execution_count is None for cell in cells):
         raise ValueError(f"{name} has not been executed: run `python -m fetal_utils.study --only 06`")
 
@@ -142,15 +128,10 @@ def render_body(notebook: NotebookNode) -> str:
     for cell in kept.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
-    exporter = HTMLExporter(
-        template_name="basic",  # a fragment: the others load scripts and fonts from elsewhere
-        exclude_input=True,
-        exclude_output_prompt=True,
-        exclude_input_prompt=True,
-        exclude_anchor_links=True,
-    )
-    body, _ = exporter.from_notebook_node(kept)
-    return body
+    hidden = {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True}
+    # "basic" is a fragment: the other templates load scripts and fonts from elsewhere
+    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True, **hidden)
+    return exporter.from_notebook_node(kept)[0]
 
 
 def sanitise(body: str) -> str:
@@ -174,17 +155,12 @@ def sanitise(body: str) -> str:
 
 
 def fill_page(body: str, *, name: str) -> str:
-    """The page around the body: title, style, list of contents.
-
-    Raises
-    ------
-    ValueError
-        If there is not one title, or a picture has no alternative text.
-    """
+    """The page around the body: title, style, list of contents; ValueError as of `write_report`."""
     titles = re.findall(r"<h1[^>]*>(.*?)</h1>", body)
     if len(titles) != 1:
         raise ValueError(f"{name} shows the titles {titles}: expected one heading of the first level")
-    wordless = [tag for tag in re.findall(r"<img[^>]*>", body) if words_of(tag) in NO_WORDS or 'src="' not in tag]
+    words = {tag: "".join(re.findall(r'alt="([^"]*)"', tag)).strip() for tag in re.findall(r"<img[^>]*>", body)}
+    wordless = [tag for tag, alt in words.items() if alt in NO_WORDS or 'src="' not in tag]
     if wordless:
         raise ValueError(
             f"{name}: pictures without alternative text, or not embedded: {len(wordless)}, the first "
@@ -199,12 +175,6 @@ def fill_page(body: str, *, name: str) -> str:
         contents="\n".join(f'<li><a href="#{anchor(section)}">{section}</a></li>' for section in sections),
         body=body,
     )
-
-
-def words_of(tag: str) -> str:
-    """Alternative text of an ``<img ...>``, empty if it has none."""
-    found = re.search(r'alt="([^"]*)"', tag)
-    return found[1].strip() if found else ""
 
 
 def anchor(heading: str) -> str:

@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from fetal_utils import environment
+from fetal_utils import cluster, environment
 from fetal_utils.environment import StorageError, commit, read_json, read_table, storage_errors, write_json
 
 # Raised by hand when the code gives other numbers for the same settings: older results are then not reused.
@@ -40,9 +40,8 @@ Dataset = Any  # `fetal_utils.data.Dataset`, of which this module needs the key 
 class Settings:
     """What makes a run; a subclass adds fields and says how they become results.
 
-    A field may hold the settings of another run, which this run needs; the graph of runs is read off these and kept
-    nowhere else. Fields annotated ``int`` and ``float`` are made so, as 1 and 1.0, which both come from YAML, are to
-    name the same run; TypeError if they can't be.
+    A field may hold the settings of another run, which this run needs. Fields annotated ``int`` and ``float`` are made
+    so, as 1 and 1.0, which both come from YAML, are to name the same run; TypeError if they can't be.
     """
 
     kind: ClassVar[str]  # names the folder of its runs
@@ -230,10 +229,8 @@ class RunStore:
             with bar:
                 if not scheduler:
                     return self._compute_here(missing, needs, bar, watch)
-                from fetal_utils.cluster import compute_graph  # loads `distributed`, for those who ask for it
-
                 about = self.results_dir.resolve(), self.dataset, self.requested_device
-                return compute_graph(
+                return cluster.compute_graph(
                     needs,
                     compute_run,
                     {name: (*about, settings) for name, settings in missing.items()},
@@ -244,31 +241,26 @@ class RunStore:
                 )
         except KeyboardInterrupt:
             n_done = sum(self.has(settings, weights=True) for settings in missing.values())
-            raise KeyboardInterrupt(
-                f"interrupted; {n_done} of {len(missing)} runs are finished, and of the others the epochs that ended. "
-                "Run the same again to go on"
-            ) from None
+            said = f"interrupted; {n_done} of {len(missing)} runs are finished, and of the others the epochs that ended"
+            raise KeyboardInterrupt(f"{said}. Run the same again to go on") from None
 
     def _compute_here(self, missing: Mapping, needs: Mapping, bar: tqdm, watch: Callable | None) -> dict[str, str]:
         """Compute runs one after another; those that other processes compute are put off, then waited for."""
-        failures: dict[str, str] = {}
-        pending, wait = missing, False
-        while pending:
-            put_off = {}
-            for name, settings in pending.items():
-                failed = [needed for needed in needs[name] if needed in failures]
-                reason = f"needs {failed[0]}, which failed" if failed else None
-                if not failed and not any(needed in put_off for needed in needs[name]):
-                    bar.set_postfix_str(settings.kind, refresh=False)
-                    reason, wait = self.compute(settings, wait=wait, watch=watch), False
-                if reason is None:
-                    put_off[name] = settings
-                else:
-                    bar.update()
-                if reason:
-                    failures[name] = reason
-            pending, wait = put_off, len(put_off) == len(pending)  # wait if nothing else is left to do
-        return failures
+        ended: dict[str, str] = {}  # names and why they failed, or ""
+        wait = False
+        while pending := [name for name in missing if name not in ended]:
+            before = len(ended)
+            for name in pending:
+                if failed := [needed for needed in needs[name] if ended.get(needed)]:
+                    ended[name] = f"needs {failed[0]}, which failed"
+                elif all(needed in ended for needed in needs[name]):
+                    bar.set_postfix_str(missing[name].kind, refresh=False)
+                    reason, wait = self.compute(missing[name], wait=wait, watch=watch), False
+                    if reason is not None:
+                        ended[name] = reason
+                bar.update(name in ended)
+            wait = len(ended) == before  # nothing else is left to do
+        return {name: reason for name, reason in ended.items() if reason}
 
     def compute(self, settings: Settings, *, wait: bool = True, watch: Callable | None = None) -> str | None:
         """Compute one run, whose dependencies are finished, unless it is there or failed for another process; why it
@@ -321,8 +313,7 @@ class RunStore:
 
 def finish_folder(unfinished: Path) -> None:
     """Give a folder with a record its final name, without what only an unfinished run needs; an older one, of a run
-    without weights, goes aside first. Who is killed in between leaves the record, so that the next call goes on here.
-    """
+    without weights, goes aside first. Who is killed in between leaves the record, so that the next call goes on."""
     folder, aside = unfinished.with_suffix(""), unfinished.with_suffix(".old")
     needless = (unfinished / name for name in (ATTEMPT, TRACEBACK, CHECKPOINT))
     for path in [*needless, *unfinished.glob(".*"), aside]:  # hidden: half-written files, Jupyter's checkpoints
@@ -367,7 +358,7 @@ def run_status(results_dir: str | Path) -> pd.DataFrame:
 
 def status_row(folder: Path) -> dict:
     """A run's row of `run_status`."""
-    done, log, known, reason = folder.suffix == "", folder / "log.csv", {}, last_line(folder / TRACEBACK)
+    done, log, known, reason = not folder.suffix, folder / "log.csv", {}, last_line(folder / TRACEBACK)
     try:
         known = read_json(folder / (RECORD if done else ATTEMPT))
     except (OSError, ValueError) as error:

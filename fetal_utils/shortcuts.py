@@ -1,9 +1,7 @@
 """Ways to be right without anatomy: baselines that a result must beat, and a burnt-in text that tells the answer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -24,18 +22,8 @@ def baseline_predictions(dataset: Dataset, task_name: str) -> dict[str, pd.DataF
     """What answers without anatomy predict for the test images, fitted to all labels of the training patients.
 
     "majority class"; "machine only", the most frequent class of the image's machine; "text corner only", a linear model
-    of the corner where scanners print; "thumbnail", a linear model of the whole picture at 32 px.
-
-    Returns
-    -------
-    dict of str to DataFrame
-        Columns as in a run's ``predictions.csv``: ``image_name, patient, operator, machine, true, predicted`` and
-        ``probability_<class>``.
-
-    Raises
-    ------
-    ValueError
-        If the task is unknown or has no test image.
+    of the corner where scanners print; "thumbnail", a linear model of the whole picture at 32 px. The tables have the
+    columns of a run's ``predictions.csv``; a ValueError says if the task is unknown or has no test image.
     """
     task = dataset.task(task_name)
     codes, machine = dataset.labels(task), dataset.metadata["machine"].to_numpy()
@@ -43,15 +31,12 @@ def baseline_predictions(dataset: Dataset, task_name: str) -> dict[str, pd.DataF
     if not len(test):
         raise ValueError(f"task {task_name!r} has no test image here; baselines have nothing to predict")
     anything = np.full(len(codes), "any")
-    pixels = {
-        "text corner only": dataset.images(THUMBNAIL_SIZE, geometry="text_corner"),
-        "thumbnail": dataset.images(THUMBNAIL_SIZE),
-    }
     probabilities = {
         "majority class": class_shares(anything[train], codes[train], anything[test]),
         "machine only": class_shares(machine[train], codes[train], machine[test]),
     }
-    for name, images in pixels.items():
+    for name, geometry in {"text corner only": "text_corner", "thumbnail": None}.items():
+        images = dataset.images(THUMBNAIL_SIZE, geometry=geometry)
         rows = images.reshape(len(images), -1).astype(float)
         probe = LogisticRegression(C=PIXEL_C, class_weight="balanced", max_iter=1000)
         model = make_pipeline(StandardScaler(), probe).fit(rows[train], codes[train])
@@ -60,10 +45,7 @@ def baseline_predictions(dataset: Dataset, task_name: str) -> dict[str, pd.DataF
 
 
 def class_shares(train_values: Sequence[str], train_codes: Sequence[int], test_values: Sequence[str]) -> np.ndarray:
-    """Share of each class among the training images of an image's value, say its machine; shape (n_test, n_classes).
-
-    A value never seen in training gets the shares among all.
-    """
+    """Share of each class among training images of the same value, or among all if it is new; (n_test, n_classes)."""
     shares = pd.crosstab(np.asarray(train_values), np.asarray(train_codes), normalize="index", margins=True)
     known = np.where(np.isin(test_values, train_values), test_values, "All")  # the row of the margins
     return shares.loc[known].to_numpy()
@@ -81,16 +63,8 @@ def predictions_table(dataset: Dataset, task: Task, rows: np.ndarray, probabilit
 def burn_text(images: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Write a text into the top right corner of images, white in a black box; an empty text leaves an image as it is.
 
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (n_images, side, side)
-        Not changed.
-    texts : sequence of str, length n_images
-
-    Returns
-    -------
-    images : ndarray of uint8, masks : ndarray of bool, shape (n_images, side, side)
-        The masks are True in the box.
+    Takes uint8 (n_images, side, side) and a text for each; gives a copy with the texts, and masks of the same shape,
+    bool, that are True in their boxes.
     """
     images, masks = np.array(images), np.zeros(images.shape, dtype=bool)
     n_rows, n_columns = corner_shape(*images.shape[1:])
@@ -112,12 +86,9 @@ def text_box(text: str, width: int, height: int) -> np.ndarray:
 
 
 def class_texts(task: Task) -> list[str]:
-    """A text of two to four capitals for each class, the start of its last word; C1, C2, ... where those repeat."""
-    words = [name.replace("-", " ").split()[-1].upper() for name in task.classes]
-    for length in (2, 3, 4):
-        if len({word[:length] for word in words}) == len(words):
-            return [word[:length] for word in words]
-    return [f"C{position + 1}" for position in range(len(words))]
+    """Two capitals for each class, the start of its last word; C1, C2, ... where those repeat."""
+    texts = [name.replace("-", " ").split()[-1][:2].upper() for name in task.classes]
+    return texts if len(set(texts)) == len(texts) else [f"C{number}" for number, _ in enumerate(texts, 1)]
 
 
 @dataclass(frozen=True)
@@ -158,4 +129,4 @@ class LeakedDataset(Dataset):
 
 def leak_text(dataset: Dataset, **choices: object) -> LeakedDataset:
     """The data set with texts burnt in; ``choices`` are the further fields of `LeakedDataset`."""
-    return LeakedDataset(**{entry.name: getattr(dataset, entry.name) for entry in fields(Dataset)}, **choices)
+    return LeakedDataset(**dataset.__getstate__(), **choices)

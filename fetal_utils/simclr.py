@@ -28,10 +28,10 @@ from fetal_utils.environment import terminate_as_interrupt, torch_generator
 from fetal_utils.epochs import GeneratorState, run_epochs
 from fetal_utils.images import ExtraImages, open_extra_images
 from fetal_utils.losses import nt_xent_loss
-from fetal_utils.models import InitialWeights, ProjectionHead, build_optimizer, initial_weights, warmup_cosine
+from fetal_utils.models import InitialWeights, ProjectionHead, build_optimizer, warmup_cosine
 from fetal_utils.presets import check_known, check_type, read_yaml
 from fetal_utils.runs import RunsFailedError, RunStore, Settings, Work
-from fetal_utils.transforms import Augment, check_preset, two_views
+from fetal_utils.transforms import Augment, two_views
 
 HEAD_FILE = "projection_head.safetensors"
 WATCH_EVERY = 4  # epochs between looks at the development patients
@@ -80,9 +80,8 @@ def simclr_step(
 def encode_in_chunks(encoder: nn.Module, views: Tensor, chunk_size: int) -> Tensor:
     """Features of all views, the encoder's activations of one chunk at a time in memory; 0: of all at once.
 
-    Activations are forgotten, and made again chunk by chunk in the backward pass. Every view still meets all the others
-    as negatives, which accumulated gradients would not give. The price is a second forward pass; and BatchNorm in the
-    encoder sees a chunk, not the batch (Gao et al. 2021, arXiv:2101.06983, section 3).
+    The backward pass makes them again. Every view still meets all others as negatives, unlike with accumulated
+    gradients; BatchNorm sees a chunk, not the batch (Gao et al. 2021, arXiv:2101.06983).
     """
     views = views.contiguous(memory_format=torch.channels_last)
     if not chunk_size or chunk_size >= len(views):
@@ -97,14 +96,14 @@ def encode_in_chunks(encoder: nn.Module, views: Tensor, chunk_size: int) -> Tens
 def keep_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm works on its batch as in training, but its running statistics stay as they are."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
-    momenta = [layer.momentum for layer in layers]
+    momenta = {layer: layer.momentum for layer in layers}
     for layer in layers:
         layer.momentum = 0.0
     try:
         yield
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+        for layer in layers:
+            layer.momentum = momenta[layer]
 
 
 @dataclass(frozen=True)
@@ -123,12 +122,16 @@ class ContrastivePool:
         return self.patients[batch][:, None] == self.patients[batch]
 
 
+def pool_rows(dataset: Dataset, pool: str) -> np.ndarray:
+    """Positions of the images of training patients in a pool: all, or those of a task."""
+    return dataset.rows("train", None if pool == "all" else dataset.task(pool))
+
+
 def open_pool(
     dataset: Dataset, *, pool: str, image_size: int, extra_images: ExtraImages | None = None, progress: bool = False
 ) -> ContrastivePool:
-    """The images that a pretraining or a dual task learns from, in memory: those of training patients, of all planes or
-    of a task. To take a task's, the label of every training image was looked at: ``n_pool_labels``."""
-    rows = dataset.rows("train", None if pool == "all" else dataset.task(pool))
+    """The images to learn from, in memory. For a task's, all training labels are looked at: ``n_pool_labels``."""
+    rows = pool_rows(dataset, pool)
     images, patients = dataset.images(image_size, progress=progress)[rows], dataset.patients[rows]
     codes = np.unique(patients, return_inverse=True)[1]
     facts = {"n_images": len(rows), "n_patients": len(set(codes)), "n_extra_images": 0}
@@ -143,8 +146,7 @@ def open_pool(
 def draw_batches(n_images: int, *, n_batches: int, batch_size: int, generator: torch.Generator) -> Tensor:
     """Positions of the images of each batch, shape (n_batches, batch_size): one random order after another, cut.
 
-    Every image comes once before any comes again, and every batch is full, so that batch normalisation never meets
-    a batch of one and no image is dropped for good.
+    Every image comes once before any comes again, and every batch is full: BatchNorm never meets a batch of one.
     """
     n_orders = math.ceil(n_batches * batch_size / n_images)
     orders = torch.cat([torch.randperm(n_images, generator=generator) for _ in range(n_orders)])
@@ -153,11 +155,7 @@ def draw_batches(n_images: int, *, n_batches: int, batch_size: int, generator: t
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(Settings):
-    """One SimCLR pretraining, on images of training patients only.
-
-    The paper (Chen et al. 2020, arXiv:2002.05709) trains batches of 256 to 8,192 with LARS; for a data set of thousands
-    AdamW and a batch of 128 reach a good encoder in less time.
-    """
+    """One SimCLR pretraining (Chen et al. 2020, arXiv:2002.05709), on images of training patients only."""
 
     kind: ClassVar[str] = "simclr"
     weights: ClassVar[tuple[str, ...]] = (models.WEIGHTS_FILE, HEAD_FILE)
@@ -195,30 +193,21 @@ class Pretrain(Settings):
 
     def check(self, dataset: Dataset) -> None:
         self.start.check(dataset)
-        check_preset(self.augmentation)
-        fits = {
+        rules = {
             "n_epochs, projection_dim of 1 or more": min(self.n_epochs, self.projection_dim) >= 1,
-            "batch_size of 2, image_size of 8 px or more": self.batch_size >= 2 and self.image_size >= 8,
-            "finite lr, temperature above 0": 0 < self.lr < math.inf and 0 < self.temperature < math.inf,
-            "weight_decay, seed of 0 or more": min(self.weight_decay, self.seed) >= 0,
-            "warmup_fraction from 0 to less than 1": 0 <= self.warmup_fraction < 1,
+            "finite temperature above 0": 0 < self.temperature < math.inf,
             "chunk_size of 0, or 2 or more": self.chunk_size == 0 or self.chunk_size >= 2,
             f"optimizer of {', '.join(models.OPTIMIZERS)}": self.optimizer in models.OPTIMIZERS,
         }
-        if wrong := [rule for rule, is_kept in fits.items() if not is_kept]:
-            raise ValueError(f"expected {'; '.join(wrong)}; given is {self}")
+        models.check_training(self, **rules)
         if self.extra_images:
             self.extra_images.check()
-        if len(self.pool_rows(dataset)) < 2:
+        if len(pool_rows(dataset, self.pool)) < 2:
             raise ValueError(f"pool={self.pool!r} has fewer than two training images to contrast")
-
-    def pool_rows(self, dataset: Dataset) -> np.ndarray:
-        """Positions of the data set's images to learn from."""
-        return dataset.rows("train", None if self.pool == "all" else dataset.task(self.pool))
 
     def steps(self, dataset: Dataset) -> tuple[int, int]:
         """Optimizer steps, and images in each; images of a further folder counted before any is left out."""
-        n_images = len(self.pool_rows(dataset)) + (self.extra_images.n_images if self.extra_images else 0)
+        n_images = len(pool_rows(dataset, self.pool)) + (self.extra_images.n_images if self.extra_images else 0)
         batch_size = min(self.batch_size, n_images)
         return self.n_epochs * (n_images // batch_size), batch_size
 
@@ -228,15 +217,14 @@ class Pretrain(Settings):
         return {"views": 2 * n_steps * batch_size, "images": n_watched}
 
     def compute(self, work: Work) -> None:
-        sizes = {"batch_size": self.batch_size, "chunk_size": self.chunk_size, "image_size": self.image_size}
-        with models.memory_advice(**sizes):
+        with models.memory_advice(self):
             pretrain(self, work)
 
 
 def pretrain(settings: Pretrain, work: Work) -> None:
     """Train an encoder by SimCLR epoch by epoch and write its weights; what `Pretrain.compute` calls."""
-    sizes = {"image_size": settings.image_size, "progress": work.store.progress}
-    pool = open_pool(work.dataset, pool=settings.pool, extra_images=settings.extra_images, **sizes)
+    asked = {"pool": settings.pool, "image_size": settings.image_size, "extra_images": settings.extra_images}
+    pool = open_pool(work.dataset, **asked, progress=work.store.progress)
     encoder = settings.start.encoder(work.store)
     model = SimCLR(encoder, projection_dim=settings.projection_dim, seed=settings.seed)
     model.to(work.device, memory_format=torch.channels_last)
@@ -264,22 +252,19 @@ def pretrain(settings: Pretrain, work: Work) -> None:
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     parts |= {"order": GeneratorState(order), "views": GeneratorState(views)}
     run_epochs(work, train_epoch, n_epochs=settings.n_epochs, parts=parts, desc=f"SimCLR from {settings.start.init}")
-    sizes = {"backbone": settings.backbone, "image_size": settings.image_size}
-    about = models.describe_encoder(encoder, work.dataset, **sizes)
-    models.save_weights(encoder, work.folder / models.WEIGHTS_FILE, about=about)
+    models.save_trained(encoder, encoder, settings, work)
     models.save_weights(model.projection_head, work.folder / HEAD_FILE)
-    counts = {"batch_size": batch_size, "optimizer_steps": n_steps, "views_seen": 2 * n_steps * batch_size}
-    work.facts |= pool.facts | counts
+    work.facts |= pool.facts | {"batch_size": batch_size}
+    work.facts |= {"optimizer_steps": n_steps, "views_seen": 2 * n_steps * batch_size}
 
 
 def watch_development(model: SimCLR, augment: Augment, work: Work, batch_size: int) -> dict[str, float]:
     """How the encoder does on development patients, who are not in the pool: for the log, nothing is chosen by it.
 
-    ``top1_accuracy`` is the share of projections z, of two views of a batch, whose nearest neighbour is the other view;
-    ``effective_rank`` that of the features h; ``knn_macro_f1`` of a vote of each image's ten nearest features of other
-    development patients on plane and brain plane.
+    ``top1_accuracy``: share of projections z of two views of a batch whose nearest neighbour is the other view;
+    ``knn_macro_f1``: a vote of the ten nearest features h of other patients on plane and brain plane.
     """
-    rows, size = work.dataset.rows("development"), augment.as_is.image_size
+    rows, size = work.dataset.rows("development"), augment.image_size
     patients, table = work.dataset.patients[rows], work.dataset.metadata.iloc[rows]
     n_others = len(rows) - np.unique(patients, return_counts=True)[1].max(initial=0)  # at least, for each image
     if n_others == 0:
@@ -326,6 +311,11 @@ def health(log: pd.DataFrame, *, batch_size: int) -> str:
     return f"Healthy: the other view is found, and the features stay spread out ({seen}){more}."
 
 
+def as_path(text: str) -> Path:
+    """A path as it is typed, from the working directory."""
+    return Path(text).expanduser().resolve()
+
+
 def settings_from(given: Mapping[str, str]) -> Pretrain:
     """A pretraining's settings from texts by name; UsageError if a name is no setting or a text has another type."""
     values = {entry.name: entry.default for entry in fields(Pretrain) if entry.name != "start"}
@@ -333,9 +323,8 @@ def settings_from(given: Mapping[str, str]) -> Pretrain:
     check_known(given, values, "a pretraining")
     for name, text in given.items():
         values[name] = check_type(name, read_yaml(text, f"-p {name} {text}"), type(values[name]))
-    folder = values["extra_images"] and Path(values["extra_images"]).expanduser().resolve()
-    values["extra_images"] = open_extra_images(folder)
-    start = initial_weights(backbone=values.pop("backbone"), init=values.pop("init"), seed=values["seed"])
+    values["extra_images"] = open_extra_images(values["extra_images"] and as_path(values["extra_images"]))
+    start = models.initial_weights(backbone=values.pop("backbone"), init=values.pop("init"), seed=values["seed"])
     return Pretrain(start=start, **values)
 
 
@@ -343,9 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """One pretraining from the command line, the run's folder printed last; the exit status is 1 if it failed, 2 if it
     can't be run, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m fetal_utils.simclr", description=__doc__)
-    as_typed = {"type": lambda text: Path(text).expanduser().resolve()}
-    parser.add_argument("--data-dir", help="folder with Images/ and the CSV; default: the phantom", **as_typed)
-    parser.add_argument("--results-dir", default="results/demo", help="the run lies in its runs/simclr", **as_typed)
+    parser.add_argument("--data-dir", type=as_path, help="folder with Images/ and the CSV; default: the phantom")
+    parser.add_argument("--results-dir", type=as_path, default="results/demo", help="the run lies in its runs/simclr")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     options = parser.parse_args(arguments)

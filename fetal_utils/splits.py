@@ -1,12 +1,10 @@
 """The table of images, and who trains, who chooses, who is tested, whose labels are used: patients are divided."""
 
-from __future__ import annotations
-
-import csv
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,37 +18,24 @@ TOLERANCE = 0.25  # of the development share asked for: beyond it the data summa
 
 
 def read_metadata(data_dir: str | Path, *, extra_columns: Sequence[str] = ()) -> pd.DataFrame:
-    """The table of FETAL_PLANES_DB, tidy and checked; no image is touched.
+    """The table of FETAL_PLANES_DB (Burgos-Artizzu et al. 2020, doi:10.5281/zenodo.3904280), tidy and checked.
 
-    Parameters
-    ----------
-    data_dir : path
-        Folder that holds ``FETAL_PLANES_DB_data.csv`` (Burgos-Artizzu et al. 2020, doi:10.5281/zenodo.3904280).
-    extra_columns : sequence of str, optional
-        Further columns that the CSV is expected to hold (labels of a task of one's own).
-
-    Returns
-    -------
-    DataFrame
-        One row per image in the order of the file; columns ``image_name`` (no ``.png``), ``patient`` (int), ``plane``,
-        ``brain_plane``, ``operator``, ``machine``, ``split`` ("train" or "test"), then the extra columns, as text.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such table; the message names lines and columns, and what to do.
+    One row per image in the order of the file; columns ``image_name`` (no ``.png``), ``patient`` (int), ``plane``,
+    ``brain_plane``, ``operator``, ``machine``, ``split`` ("train" or "test") and ``extra_columns`` (labels of tasks of
+    one's own), as text. FileNotFoundError or ValueError name lines and columns that are wrong, and what to do.
     """
-    path = find_table(Path(data_dir))
+    path = Path(data_dir) / CSV_NAME
+    if not path.is_file():
+        where = f"data_dir is the folder of FETAL_PLANES_DB, with {IMAGE_DIR}/ beside that table"
+        raise FileNotFoundError(f"{path} is missing; {where}, which is saved as 'CSV UTF-8', separated by ';'")
     raw = read_raw(path)
     # the published header ends in "Train " and every row in a space; copies exist without them
     names = {raw_name.strip(): tidy_name for raw_name, tidy_name in CSV_COLUMNS.items()}
     expected, found = [*names, *extra_columns], list(raw.columns)
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected or found.count(name) > 1]
-    if missing or unknown:
-        further = "(a further label column is announced by a task in tasks.yaml)"
-        problem = f"columns missing {missing}, unknown {unknown}; expected {';'.join(expected)}"
-        raise ValueError(f"{path}: {problem} {further}")
+    if raw.empty or sorted(found) != sorted(expected):
+        missing, unknown = ([x for x in a if x not in b] for a, b in [(expected, found), (found, expected)])
+        problem = f"{len(raw)} rows, columns missing {missing}, unknown {unknown}; expected {';'.join(expected)}"
+        raise ValueError(f"{path}: {problem} (a further label column is announced by a task in tasks.yaml)")
     table = raw[expected].rename(columns=names)
     table["image_name"] = table["image_name"].str.removesuffix(".png")
     check_values(path, table)
@@ -58,39 +43,17 @@ def read_metadata(data_dir: str | Path, *, extra_columns: Sequence[str] = ()) ->
     return table.reset_index(drop=True)
 
 
-def find_table(folder: Path) -> Path:
-    """The CSV of a data folder; FileNotFoundError with the remedy if it is not there."""
-    if (folder / CSV_NAME).is_file():
-        return folder / CSV_NAME
-    remedy = f"expected the folder of FETAL_PLANES_DB, with {IMAGE_DIR}/ beside the table"
-    if near := [*sorted(folder.glob(f"*/{CSV_NAME}")), *folder.parent.glob(CSV_NAME)]:
-        remedy = f"it is in {near[0].parent}: give that as data_dir"
-    elif sheets := sorted(folder.glob("*.xls*")):
-        remedy = f"save {sheets[0].name} under that name as 'CSV UTF-8', separated by ';'"
-    elif not folder.is_dir():
-        remedy = "there is no such folder"
-    raise FileNotFoundError(f"data_dir={str(folder)!r}: {CSV_NAME} is missing; {remedy}")
-
-
 def read_raw(path: Path) -> pd.DataFrame:
-    """The CSV as text, by line of the file; spaces, surplus ``;``, empty lines and Excel's ``sep=;`` are dropped."""
+    """The CSV as text, by line of the file; spaces, surplus ``;`` and empty lines are dropped."""
+    options = {"dtype": str, "na_filter": False, "index_col": False, "skip_blank_lines": False}
     try:
-        rows = csv.reader(path.read_text(encoding="utf-8-sig").split("\n"), delimiter=";")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not in UTF-8 (Excel on Windows writes cp1252); save it as 'CSV UTF-8'") from None
-    lines = {number: [value.strip() for value in row] for number, row in enumerate(rows, 1)}
-    lines = {number: row for number, row in lines.items() if any(row) and row != ["sep=", ""]}
-    if len(lines) < 2:
-        raise ValueError(f"{path} has no rows; expected a header and one row per image")
-    header = lines.pop(min(lines))
-    while not header[-1]:
-        header.pop()
-    if len(header) == 1:
-        raise ValueError(f"{path} is not separated by ';' (it starts with {header[0][:60]!r}); save it so")
-    if longer := [number for number, row in lines.items() if any(row[len(header) :])]:
-        raise ValueError(f"{path}: line {longer[0]} holds more values than the header has columns ({len(header)})")
-    cells = [(row + [""] * len(header))[: len(header)] for row in lines.values()]
-    return pd.DataFrame(cells, index=list(lines), columns=header, dtype=str)
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # of values without a name
+            raw = pd.read_csv(path, sep=";", encoding="utf-8-sig", **options)
+    except (ValueError, pd.errors.ParserWarning) as error:  # Excel on Windows writes cp1252
+        remedy = "expected a header and as many values in each row, saved as 'CSV UTF-8', separated by ';'"
+        raise ValueError(f"{path} can't be read: {error}; {remedy}") from None
+    raw = raw.set_axis(raw.index + 2).rename(columns=str.strip).apply(lambda column: column.str.strip())
+    return raw.loc[(raw != "").any(axis=1), ~raw.columns.str.startswith("Unnamed: ") | (raw != "").any()]
 
 
 def check_values(path: Path, table: pd.DataFrame) -> None:
@@ -107,9 +70,8 @@ def check_values(path: Path, table: pd.DataFrame) -> None:
     ]
     faults = sorted((line, name, expected) for name, fits, expected in rules for line in table.index[~fits])
     if faults:
-        shown = [f"line {line}, {name} {table[name][line]!r}: expected {expected}" for line, name, expected in faults]
-        rest = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
-        raise ValueError(f"{path}: {'; '.join(shown[:5])}{rest}")
+        shown = [f"line {line}, {name} {table[name][line]!r}: expected {rule}" for line, name, rule in faults[:5]]
+        raise ValueError(f"{path}: {len(faults)} values don't fit, {'; '.join(shown)}")
 
 
 def write_metadata(table: pd.DataFrame, data_dir: str | Path) -> None:
@@ -126,27 +88,11 @@ def split_by_patient(
     rng: np.random.Generator,
     label_columns: Sequence[str] = ("plane", "brain_plane"),
 ) -> pd.Series:
-    """Take development patients from the official training patients.
+    """Take development patients from the official training patients; one of `SUBSETS` for every row of ``metadata``.
 
     In a random order, a patient is taken if the images taken, in all and of each label of ``label_columns``, thereby
-    come nearer to their share; of several orders the nearest counts. No label loses its last training patient.
-
-    Parameters
-    ----------
-    metadata : DataFrame
-        As from `read_metadata`.
-    development_fraction : float
-        Share of the training images to aim at, 0 < development_fraction <= 0.5.
-
-    Returns
-    -------
-    Series of str
-        One of `SUBSETS` for every row of the table.
-
-    Raises
-    ------
-    ValueError
-        If the fraction is out of range or no patient can be taken.
+    come nearer to their share, 0 < ``development_fraction`` <= 0.5; of several orders the nearest counts. No label
+    loses its last training patient; a ValueError says if none can be taken.
     """
     if not 0 < development_fraction <= 0.5:
         raise ValueError(f"development_fraction={development_fraction}: expected more than 0 and at most 0.5")
@@ -157,8 +103,7 @@ def split_by_patient(
     target = development_fraction * total
 
     def distance(taken: np.ndarray) -> float:
-        """Chi-square of the labels' counts, and as much again for that of all images."""
-        off = taken - target
+        off = taken - target  # chi-square of the labels' counts, and as much again for that of all images
         return float((off**2 / target).sum() + len(target) * off.sum() ** 2 / (len(label_columns) * target.sum()))
 
     best, chosen = math.inf, []
@@ -172,24 +117,17 @@ def split_by_patient(
         if positions and distance(taken) < best:
             best, chosen = distance(taken), positions
     if not chosen:
-        raise ValueError(
-            f"development_fraction={development_fraction}: none of {len(counts)} training patients can be spared, each "
-            "being the only one of a label or too large a part; add patients"
-        )
+        reason = f"none of {len(counts)} training patients can be spared, each the only one of a label or too large"
+        raise ValueError(f"development_fraction={development_fraction}: {reason}; add patients")
     subset = metadata["split"].mask(metadata["patient"].isin(patients[chosen]), "development")
     assert subset.groupby(metadata["patient"]).nunique().max() == 1, "a patient is in two subsets"
     return subset
 
 
-@dataclass(frozen=True)
-class LabelledSubset:
-    """The training images whose labels a run may see: sorted ``rows`` of those drawn from, of ``n_patients``.
+class LabelledSubset(NamedTuple):
+    """The training images whose labels a run may see, of those drawn from, and the patient added for each label."""
 
-    ``added`` gives, for each label that the fraction alone would have left empty, the patient who was added.
-    """
-
-    rows: np.ndarray
-    n_patients: int
+    rows: np.ndarray  # sorted
     added: dict
 
 
@@ -201,19 +139,9 @@ def draw_labelled_subset(
     The first ``ceil(fraction * n_patients)`` patients of the order are taken. For a label that none of them has, the
     first patient in that order who has it is added.
 
-    Parameters
-    ----------
-    labels, patients : sequences, shape (n_images,)
-        Label and patient of each training image of a task.
-    order : sequence of int
-        *All* training patients, in one random order for every task, fraction and strategy: `Dataset.patient_order`.
-    fraction : float
-        Share of the task's training patients, 0 < fraction <= 1.
-
-    Raises
-    ------
-    ValueError
-        If the fraction is out of range, there is no image, or a patient is missing in the order.
+    ``labels`` and ``patients``, shape (n_images,), are of each training image of a task, of whose patients the share
+    0 < ``fraction`` <= 1 is drawn. ``order`` has *all* training patients, in one random order for every task, fraction
+    and strategy: `Dataset.patient_order`.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"label_fraction={fraction}: expected more than 0 and at most 1 (1 % is 0.01)")
@@ -222,53 +150,40 @@ def draw_labelled_subset(
     if not len(labels) or len(labels) != len(patients) or set(own) != set(patients):
         raise ValueError(f"{len(labels)} labels of {len(patients)} images: expected one each, of patients in the order")
     # a product such as 0.07 * 100 comes out a hair above its true value: round before the ceiling
-    chosen = set(own[: math.ceil(round(fraction * len(own), 9))].tolist())
-    present = set(labels[np.isin(patients, list(chosen))].tolist())
-    rank = pd.Series(np.arange(len(own)), index=own)
-    first = rank[patients].groupby(labels).min()  # of each label, the position in the order
-    added = {label: int(own[position]) for label, position in first.items() if label not in present}
-    chosen |= set(added.values())
-    rows = np.flatnonzero(np.isin(patients, list(chosen)))
-    return LabelledSubset(rows=rows, n_patients=len(chosen), added=added)
+    n_first = math.ceil(round(fraction * len(own), 9))
+    place = pd.Series(np.arange(len(own)), index=own)[patients].to_numpy()  # in the order, of each image's patient
+    first = pd.Series(place).groupby(labels).min()
+    added = first[first >= n_first]
+    rows = np.flatnonzero((place < n_first) | np.isin(place, added))
+    return LabelledSubset(rows, {label: int(own[position]) for label, position in added.items()})
 
 
-def data_summary(
-    metadata: pd.DataFrame,
-    *,
-    label_column: str,
-    classes: Sequence[str],
-    left_out: Mapping[str, str],
-    development_fraction: float,
-) -> pd.DataFrame:
-    """What the subsets of a task hold and what was left out.
+def data_summary(metadata: pd.DataFrame, task, *, development_fraction: float) -> pd.DataFrame:
+    """What the subsets of a `data.Task` hold and what was left out.
 
-    Returns
-    -------
-    DataFrame
-        Rows ``(about, name)``: "total" (images, patients), "class" and "machine" (images), "left out" (images by
-        reason), "check" (patients in two subsets, which is 0) and, if need be, "warning"; columns `SUBSETS`, ``total``.
+    Rows ``(about, name)``: "total" (images, patients), "class" and "machine" (images), "left out" (images by reason),
+    "check" (patients in two subsets, which is 0) and, if need be, "warning"; columns `SUBSETS`, ``total``.
     """
-    label, subset = metadata[label_column], pd.Categorical(metadata["subset"], categories=SUBSETS)
-    used = label.isin(classes).to_numpy()
+    label, subset = metadata[task.label_column], pd.Categorical(metadata["subset"], categories=SUBSETS)
+    used = label.isin(task.classes).to_numpy()
 
     def count(values: pd.Series, chosen: np.ndarray) -> pd.DataFrame:
         return pd.crosstab(values[chosen], subset[chosen], dropna=False)
 
     patients = metadata["patient"][used].groupby(subset[used], observed=False).nunique()
     share = (subset == "development").sum() / (subset != "test").sum()
-    warning = f"{share:.0%} of the training images are for development; {development_fraction:.0%} were asked for"
     n_shared = metadata.groupby("patient")["subset"].nunique().gt(1).sum()
-    reasons = label.map(lambda name: f"{name}: {left_out.get(name)}")
+    reasons = label.map(lambda name: f"{name}: {task.left_out.get(name)}")
     parts = {
         "total": pd.DataFrame({"images": pd.Series(subset[used]).value_counts(), "patients": patients}).T,
-        "class": count(label, used).reindex(list(classes), fill_value=0),
+        "class": count(label, used).reindex(list(task.classes), fill_value=0),
         "machine": count(metadata["machine"], used),
         "left out": count(reasons, ~used),
         "check": pd.DataFrame(n_shared, index=["patients in two subsets"], columns=SUBSETS),
-        "warning": pd.DataFrame(0, index=[warning], columns=SUBSETS),
     }
-    if round(abs(share / development_fraction - 1), 9) <= TOLERANCE:
-        del parts["warning"]
+    if round(abs(share / development_fraction - 1), 9) > TOLERANCE:
+        warning = f"{share:.0%} of the training images are for development; {development_fraction:.0%} were asked for"
+        parts["warning"] = pd.DataFrame(0, index=[warning], columns=SUBSETS)
     table = pd.concat(parts, names=["about", "name"]).astype(int)[list(SUBSETS)]
     return table.assign(total=table.sum(axis=1))
 
@@ -276,8 +191,8 @@ def data_summary(
 def leak_of_random_split(patients: Sequence[int], *, test_fraction: float) -> float:
     """Share of test images whose patient would also be trained on if *images* were split at random, 0..1.
 
-    In closed form: a patient stays out of training only if all his or her other images, too, fall among the test
-    images (hypergeometric); ``test_fraction``, 0 < test_fraction < 1, is the share of the images tested on.
+    The share 0 < ``test_fraction`` < 1 of the images is tested on. A patient stays out of training only if all his or
+    her other images fall there too: hypergeometric.
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction={test_fraction}: expected more than 0 and less than 1")

@@ -135,8 +135,6 @@ def grid(
     return list(dict.fromkeys(runs))
 
 
-# --- trials ---
-
 TRIED = {"imagenet": (0.25, 1.0), "simclr_imagenet": (0.25, 1.0), "scratch": (1.0,), "simclr_scratch": (1.0,)}
 TRIED |= {"dual_imagenet": (0.25,), "imagenet_same_views": (0.25,)}  # at which label fractions
 RATES = (0.4, 2.5)  # times the strategy's own
@@ -150,9 +148,8 @@ RELEVANT = 0.02  # macro-F1
 def plan_trials(dataset: Dataset, *, backbone: str, image_size: int) -> dict[Supervised, str]:
     """The runs of the trials, all judged on development patients, each with the setting that it tries in words.
 
-    Rates at the real length, and double the length. Two pairs, crossed with both tasks; where a run costs a
-    pretraining, and for the length, pair 0 is of one task and pair 1 of the other. Beside them probes, which cost no
-    views.
+    Two pairs, crossed with both tasks; where a run costs a pretraining, and for the length, a task each. Beside them
+    probes, which cost no views.
     """
     tasks, planned = ("planes", "brain_planes"), {}
     every_cell, two_cells = list(product(tasks, (0, 1))), list(zip(tasks, (0, 1), strict=True))
@@ -192,8 +189,7 @@ def development_scores(runs: Iterable[Run]) -> pd.DataFrame:
     for run in runs:
         settings, record = run.settings, run.record
         contrast = getattr(settings, "contrast", getattr(settings, "features", settings).source)
-        row = {"strategy": settings.strategy} | {name: getattr(settings, name) for name in CELL}
-        row |= {name: getattr(settings, name, np.nan) for name in ("lr", "n_views")}
+        row = {name: getattr(settings, name, np.nan) for name in ("strategy", *CELL, "lr", "n_views")}
         row |= {"pretraining_lr": getattr(contrast, "lr", np.nan)}
         row |= {name: getattr(contrast, name, np.nan) for name in ("n_epochs", "temperature")}
         row |= {"development_macro_f1": record["facts"]["development_macro_f1"]}

@@ -1,14 +1,12 @@
 """Run the study: ``python -m fetal_utils.study --preset demo``.
 
 ``status`` shows what a results folder holds. ``archive FILE`` keeps its finished runs and the data set's table, without
-weights and images, in a .tar.xz (smallest), .tar.gz or .zip; ``restore FILE`` puts them into a results folder.
+weights and images, in a .tar.xz; ``restore FILE`` puts them into a results folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import io
 import logging
 import lzma
 import os
@@ -17,8 +15,7 @@ import sys
 import tarfile
 import tempfile
 import time
-import zipfile
-import zlib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from fetal_utils import presets
+from fetal_utils.cluster import connect
 from fetal_utils.environment import PROJECT_ROOT, check_writable, read_json, replace_file, terminate_as_interrupt
 from fetal_utils.presets import Execution, UsageError, Wanted
 from fetal_utils.runs import RECORD, RESULTS_VERSION, RunsFailedError, run_key, run_status
@@ -130,8 +128,6 @@ def check_inputs(wanted: list[Wanted], *, scheduler: str, decode: bool) -> None:
         if decode and one.image_size:
             one.store.dataset.images(one.image_size)
     if scheduler:
-        from fetal_utils.cluster import connect  # `distributed` only for who asks for it
-
         with connect(scheduler):
             pass
 
@@ -148,14 +144,14 @@ def open_log(results_dir: Path) -> None:
 
 def compute_runs(wanted: list[Wanted], scheduler: str) -> list[tuple]:
     """Compute what all notebooks want, asked for together, so that no worker waits for the end of a notebook."""
-    groups: dict[tuple, list[Wanted]] = {}
+    stores, runs, made = {}, defaultdict(list), []
     for one in wanted:
-        groups.setdefault((one.store.results_dir, one.store.dataset.key, one.weights), []).append(one)
-    made = []
-    for (results_dir, _, weights), group in groups.items():
-        runs = [settings for one in group for settings in one.runs]
-        get = partial(group[0].store.get, runs, scheduler=scheduler, weights=weights)
-        made += attempt(f"runs in {results_dir}", get)
+        group = one.store.results_dir, one.store.dataset.key, one.weights
+        stores[group] = one.store
+        runs[group] += one.runs
+    for group, store in stores.items():
+        get = partial(store.get, runs[group], scheduler=scheduler, weights=group[-1])
+        made += attempt(f"runs in {store.results_dir}", get)
     return made
 
 
@@ -289,31 +285,22 @@ def to_text(table: pd.DataFrame) -> str:
 
 def archive(results_dir: Path, file: Path) -> str:
     """Write the finished runs of a results folder into one file: the same bytes for the same runs."""
+    if not file.name.endswith(".tar.xz"):
+        raise UsageError(f"{file}: expected a name that ends in .tar.xz")
     found = sorted(path for path in results_dir.glob(f"runs/*/*/{RECORD}") if not path.parent.suffix)
     records = [path for path in found if read_json(path).get("results_version") == RESULTS_VERSION]
     if not records:
         raise UsageError(f"{results_dir} holds no finished runs of results version {RESULTS_VERSION}")
     paths = [path for record in records for path in map(record.with_name, KEPT)] + sorted(results_dir.glob("data/*"))
-    contents = {path.relative_to(results_dir).as_posix(): path.read_bytes() for path in paths if path.is_file()}
-    packed = pack(contents, file.name)
-    replace_file(file, lambda beside: beside.write_bytes(packed))
-    return f"{file}: {len(records)} runs, {len(packed) / 1e6:.2f} MB"
+    nobodys = {"mtime": 0, "mode": 0o644, "uid": 0, "gid": 0, "uname": "", "gname": ""}
 
+    def pack(beside: Path) -> None:
+        with tarfile.open(beside, "w:xz", dereference=True) as tar:
+            for path in (path for path in paths if path.is_file()):
+                tar.add(path, path.relative_to(results_dir), filter=lambda about: about.replace(**nobodys, deep=False))
 
-def pack(contents: dict[str, bytes], file_name: str) -> bytes:
-    """Named contents as a zip or tar, by the file's ending, without times and owners."""
-    buffer = io.BytesIO()
-    if file_name.endswith(".zip"):
-        with zipfile.ZipFile(buffer, "w") as zipped:
-            for name, content in contents.items():
-                zipped.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-        return buffer.getvalue()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in contents.items():
-            about = tarfile.TarInfo(name)
-            about.size = len(content)
-            tar.addfile(about, io.BytesIO(content))
-    return lzma.compress(buffer.getvalue()) if file_name.endswith("xz") else gzip.compress(buffer.getvalue(), mtime=0)
+    replace_file(file, pack)
+    return f"{file}: {len(records)} runs, {file.stat().st_size / 1e6:.2f} MB"
 
 
 def restore(results_dir: Path, file: Path) -> str:
@@ -321,10 +308,9 @@ def restore(results_dir: Path, file: Path) -> str:
     check_writable(results_dir)
     with tempfile.TemporaryDirectory(dir=results_dir, prefix=".restore-") as unpacked:
         try:
-            is_zip = zipfile.is_zipfile(file)  # which holds no links and no way out of its folder
-            with zipfile.ZipFile(file) if is_zip else tarfile.open(file) as opened:
-                opened.extractall(unpacked, **({} if is_zip else {"filter": "data"}))
-        except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+            with tarfile.open(file, "r:xz") as opened:
+                opened.extractall(unpacked, filter="data")
+        except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
             raise UsageError(f"{file} is no archive of runs: {error}") from None
         folders = check_unpacked(Path(unpacked), file)
         new = {folder: results_dir / name for folder, name in folders.items() if not (results_dir / name).exists()}

@@ -90,12 +90,12 @@ def read(results_dir: str | Path, name: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).drop_duplicates(subset=list(about), keep="last", ignore_index=True)
 
 
-def merge_tables(results_dir: str | Path, data_key: str = "") -> list[Path]:
-    """Write each table whole, ``<results_dir>/<name>.csv``, and ``runs.csv``; no ``data_key``: that of the parts."""
+def merge_tables(results_dir: str | Path) -> list[Path]:
+    """Write each table whole, ``<results_dir>/<name>.csv``, and ``runs.csv``."""
     names = {path.name.split(".")[0] for path in Path(results_dir, "tables").glob("*.csv")}
     tables = {name: table for name in TABLES if name in names and len(table := read(results_dir, name))}
     if tables:
-        data_key = data_key or next(iter(tables.values()))["data_key"].iloc[0]
+        data_key = next(iter(tables.values()))["data_key"].iloc[0]
         check_parts(results_dir, data_key)
         tables["runs"] = list_runs(results_dir, data_key)
     for name, table in tables.items():
@@ -106,8 +106,7 @@ def merge_tables(results_dir: str | Path, data_key: str = "") -> list[Path]:
 def list_runs(results_dir: str | Path, data_key: str) -> pd.DataFrame:
     """The finished runs that the tables rest on: those of ``metrics.csv``, and the pretrainings that they need.
 
-    A row per run of `KINDS`, of this data and this version of the results: ``kind, key`` (name of its folder), the
-    settings as far as that kind has them, what it counted, seconds and device.
+    A row per run of `KINDS`, of this data and version; ``key`` is the name of its folder.
     """
     judged, needed, rows = set(read(results_dir, "metrics")["key"]), [], []
     for kind in KINDS:  # pretrainings come last, when those that are needed are known

@@ -29,7 +29,7 @@ from fetal_utils.models import Classifier, Features, InitialWeights, ProjectionH
 from fetal_utils.runs import RunStore, Settings, Work
 from fetal_utils.simclr import Pretrain, draw_batches, encode_in_chunks, keep_statistics, open_pool
 from fetal_utils.splits import draw_labelled_subset
-from fetal_utils.transforms import Augment, check_preset, two_views
+from fetal_utils.transforms import Augment, two_views
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C that a probe chooses from
 STRENGTH_OF_FEW, N_FOLDS = 1e-2, 3  # where a class has fewer patients than folds nothing can be chosen
@@ -104,14 +104,11 @@ class Supervised(Settings):
         table = table.assign(true=classes[labels.codes[rows]], predicted=classes[probabilities.argmax(1)])
         table[[f"probability_{name}" for name in classes]] = probabilities.round(6)
         write_table(table, work.folder / "predictions.csv")
-        work.facts |= facts | {
-            "n_images": len(labels.train),
-            "n_patients": len(np.unique(work.dataset.patients[labels.train])),
-            "classes": list(labels.classes),
-            "class_counts": labels.class_counts.tolist(),
-            "n_test_images": len(rows) if self.evaluate_on == "test" else 0,
-            "development_macro_f1": labels.development_macro_f1(predict),
-        }
+        n_patients = len(np.unique(work.dataset.patients[labels.train]))
+        facts |= {"n_images": len(labels.train), "n_patients": n_patients}
+        facts |= {"classes": list(labels.classes), "class_counts": labels.class_counts.tolist()}
+        facts["n_test_images"] = len(rows) if self.evaluate_on == "test" else 0
+        work.facts |= facts | {"development_macro_f1": labels.development_macro_f1(predict)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +130,7 @@ class LinearProbe(Supervised):
 
 
 def standardise(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Features of mean 0 and deviation 1 over these rows, float64: *all* training images, labelled or not, as
-    fourteen labelled images say little of 1,280 deviations."""
+    """Features of mean 0 and deviation 1 over these rows, float64: *all* training images, labelled or not."""
     features = np.asarray(features, dtype=np.float64)
     deviation = features[rows].std(0)
     return (features - features[rows].mean(0)) / np.where(deviation > 1e-6, deviation, 1.0)
@@ -166,10 +162,9 @@ def linear_probe(
 
 @dataclass(frozen=True, kw_only=True)
 class FineTune(Supervised):
-    """All weights of an encoder and a linear classifier, trained on the labelled images for a budget of views.
+    """All weights of an encoder and a linear classifier, trained for as many labelled views at every label fraction.
 
-    Where fewer images are labelled than a step takes, some come several times in it, each time as another view: steps
-    and views are the same at every label fraction.
+    Where fewer images are labelled than a step takes, some come several times in it, each time as another view.
     """
 
     kind: ClassVar[str] = "fine_tune"
@@ -187,16 +182,7 @@ class FineTune(Supervised):
     def check(self, dataset: Dataset) -> None:
         super().check(dataset)
         self.source.check(dataset)
-        check_preset(self.augmentation)
-        fits = {
-            f"image_size={self.image_size}: 8 or more": self.image_size >= 8,
-            f"batch_size={self.batch_size}: from 2 to n_views={self.n_views}": 2 <= self.batch_size <= self.n_views,
-            f"lr={self.lr}: above 0": 0 < self.lr < math.inf,
-            f"weight_decay={self.weight_decay}: 0 or more": self.weight_decay >= 0,
-            f"warmup_fraction={self.warmup_fraction}: from 0 to less than 1": 0 <= self.warmup_fraction < 1,
-        }
-        if wrong := [rule for rule, is_kept in fits.items() if not is_kept]:
-            raise ValueError(f"expected of {'; '.join(wrong)}")
+        models.check_training(self, **{"n_views of batch_size or more": self.n_views >= self.batch_size})
 
     @property
     def backbone(self) -> str:
@@ -223,20 +209,19 @@ class FineTune(Supervised):
         return self.classifier(store).encoder
 
     def compute(self, work: Work) -> None:
-        with models.memory_advice(batch_size=self.batch_size, image_size=self.image_size):
+        with models.memory_advice(self):
             fine_tune(self, work)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DualTask(FineTune):
-    """A fine-tuning whose encoder is also taught, in every step, by NT-Xent on two views of images without labels.
+    """A fine-tuning whose encoder also learns, in every step, by NT-Xent on two views of images without labels.
 
-    Steps and contrasted views are those of a pretraining, which is not run (Migliorelli et al. 2024, Comput Biol Med
-    174:108430). Prediction normalises by the statistics of labelled views alone, as after a `FineTune`.
+    As in Migliorelli et al. 2024, Comput Biol Med 174:108430. Prediction normalises by labelled views alone.
     """
 
     kind: ClassVar[str] = "dual_task"
-    contrast: Pretrain  # whose pool, epochs, batch, views, temperature and head are taken
+    contrast: Pretrain  # not run: its pool, epochs, batch, views, temperature and head are taken
     contrastive_weight: float = 0.1  # of NT-Xent, whose gradient on the encoder is three to five times the other's
 
     def check(self, dataset: Dataset) -> None:
@@ -251,10 +236,6 @@ class DualTask(FineTune):
     def steps(self, dataset: Dataset) -> tuple[int, int]:
         n_steps, _ = self.contrast.steps(dataset)
         return n_steps, max(MIN_LABELLED_BATCH, round(self.n_views / n_steps))
-
-    def compute(self, work: Work) -> None:
-        with models.memory_advice(chunk_size=self.contrast.chunk_size, pretraining_batch_size=self.contrast.batch_size):
-            fine_tune(self, work)
 
     def cost(self, dataset: Dataset) -> dict[str, int]:
         contrasted = self.contrast.cost(dataset)["views"]
@@ -347,10 +328,7 @@ class ContrastiveViews:
 
 
 def fine_tune(settings: FineTune, work: Work) -> None:
-    """Train an encoder and its classifier, by both tasks if `DualTask` asks for it; what `FineTune.compute` calls.
-
-    The rate ends at 0, the last weights are kept, and nothing follows from the development patients in the log.
-    """
+    """Train an encoder and its classifier, by both tasks if `DualTask` asks for it; what `FineTune.compute` calls."""
     dataset, device, size, seed = work.dataset, work.device, settings.image_size, settings.seed
     labels, images = settings.labels(dataset), dataset.images(size, progress=work.store.progress)
     train_images, train_labels = torch.from_numpy(images[labels.train]), torch.from_numpy(labels.codes[labels.train])
@@ -391,8 +369,7 @@ def fine_tune(settings: FineTune, work: Work) -> None:
     parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule, "views": GeneratorState(views)}
     parts |= {"contrastive_views": GeneratorState(contrast.generator)} if contrast else {}
     run_epochs(work, train_epoch, n_epochs=n_rows, parts=parts, desc=f"{settings.kind} {settings.strategy}")
-    about = models.describe_encoder(encoder, dataset, backbone=settings.backbone, image_size=size)
-    models.save_weights(model, work.folder / models.WEIGHTS_FILE, about=about | {"classes": list(labels.classes)})
+    models.save_trained(model, encoder, settings, work, classes=list(labels.classes))
     facts = {"optimizer_steps": n_steps, "labelled_batch": batch_size, "views_seen": batches.numel()}
     if contrast:
         facts |= {"views_seen": batches.numel() + 2 * contrast.batches.numel(), "pool": contrast.pool.facts}

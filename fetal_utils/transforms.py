@@ -74,13 +74,11 @@ def check_preset(preset: str | Sequence[Row]) -> tuple[Row, ...]:
         raise ValueError(f"augmentation={preset!r} is unknown; known are {', '.join(PRESETS)}")
     rows = PRESETS[preset] if isinstance(preset, str) else tuple(Row(*row) for row in preset)
     names = [row.operation for row in rows]
-    for name, strength, probability, _ in rows:
-        if name not in LARGEST or names.count(name) > 1:
-            raise ValueError(f"operation {name!r}: expected each at most once, of {', '.join(LARGEST)}")
-        if not (0 <= strength <= LARGEST[name] and 0 <= probability <= 1):
+    for name, strength, p, _ in rows:
+        if names.count(name) > 1 or not (0 <= strength <= LARGEST.get(name, -1) and 0 <= p <= 1):
             raise ValueError(
-                f"{name!r} has strength {strength} and probability {probability}; expected a strength from 0 to "
-                f"{LARGEST[name]} and a probability from 0 to 1"
+                f"operation {name!r} at strength {strength}, probability {p}: expected each at most once, a probability"
+                f" from 0 to 1, and a strength from 0 to {LARGEST}"
             )
     return rows
 
@@ -89,13 +87,12 @@ def build_operations(rows: Sequence[Row], image_size: int) -> list[nn.Module]:
     """kornia's operations for the rows of a preset."""
     s = dict.fromkeys(LARGEST, 0.0) | {row.operation: row.strength for row in rows}
     p = dict.fromkeys(LARGEST, 0.0) | {row.operation: row.probability for row in rows if row.strength > 0}
-    sigma = max(s["blur"] * image_size, 0.02)  # px
-    enlarged, moved = (1.0, 1 / math.sqrt(1 - s["zoom"])), (s["shift"], s["shift"])
     p["affine"] = max(p["zoom"], p["rotate"], p["shift"])
-    side, area = (image_size, image_size), (1 - s["crop"], 1.0)
+    sigma, side = max(s["blur"] * image_size, 0.02), (image_size, image_size)  # px
+    enlarged, moved = (1.0, 1 / math.sqrt(1 - s["zoom"])), (s["shift"], s["shift"])
     operations = {
         # of every image, as the p of kornia's crop is a whole batch's
-        "crop": K.RandomResizedCrop(side, scale=area, cropping_mode="resample"),
+        "crop": K.RandomResizedCrop(side, scale=(1 - s["crop"], 1.0), cropping_mode="resample"),
         "affine": K.RandomAffine(s["rotate"], translate=moved, scale=enlarged, p=p["affine"]),
         "flip": K.RandomHorizontalFlip(p=p["flip"]),
         "speckle": Factor(speckle, s["speckle"], p=p["speckle"]),
@@ -135,53 +132,36 @@ def time_gain(images: Tensor, strength: float) -> Tensor:
     return F.interpolate(gains, images.shape[2], mode="linear", align_corners=True)[..., None]
 
 
-class EvalTransform(nn.Module):
-    """Images as they are, uint8 (n, side, side), resized and normalised: float32 (n, 1, image_size, image_size)."""
-
-    def __init__(self, image_size: int, mean: float, std: float) -> None:
-        super().__init__()
-        if image_size < 8 or not std > 0:
-            raise ValueError(f"image_size={image_size} px, std={std}: expected at least 8 px and std above 0")
-        self.image_size, self.mean, self.std = image_size, mean, std
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.normalise(self.resize(images))
-
-    def resize(self, images: Tensor) -> Tensor:
-        """Gray levels in [0, 1] at ``image_size``, without aliasing."""
-        if images.dtype != torch.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
-            raise ValueError(f"images: {images.dtype} {tuple(images.shape)}; expected uint8 (n_images, side, side)")
-        x, size = images[:, None].float() / 255, (self.image_size, self.image_size)
-        return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """Network inputs from gray levels, those beyond black and white cut off."""
-        return (x.clamp(0, 1) - self.mean) / self.std
-
-
 class Augment(nn.Module):
     """Random views of grayscale images, made in a batch where the images are, normalised for an encoder.
 
-    Of a preset, see `check_preset`; ``image_size`` is the side of the views in px, ``mean`` and ``std`` those of
-    `models.normalisation`.
+    Of a preset, see `check_preset`; by "none" images stay as they are, but for their size. ``image_size`` is the side
+    of the views in px, ``mean`` and ``std`` those of `models.normalisation`.
     """
 
     def __init__(self, preset: str | Sequence[Row], *, image_size: int, mean: float, std: float) -> None:
         super().__init__()
-        self.as_is = EvalTransform(image_size, mean, std)
+        if image_size < 8 or not std > 0:
+            raise ValueError(f"image_size={image_size} px, std={std}: expected at least 8 px and std above 0")
+        self.image_size, self.mean, self.std = image_size, mean, std
         operations = build_operations(check_preset(preset), image_size)
         self.operations = K.ImageSequential(*operations) if operations else nn.Identity()
 
     @torch.no_grad()
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One view of each image: uint8 (n_images, side, side) to float32 (n_images, 1, image_size, image_size).
 
         ``generator``, on the CPU, alone decides the views; the global one, from which kornia draws, stays as it was.
         """
-        x = self.as_is.resize(images)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(torch.randint(2**62, (), generator=generator).item())
-            return self.as_is.normalise(self.operations(x))
+        if images.dtype != torch.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
+            raise ValueError(f"images: {images.dtype} {tuple(images.shape)}; expected uint8 (n_images, side, side)")
+        x, size = images[:, None].float() / 255, (self.image_size, self.image_size)
+        x = x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
+        if generator:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(torch.randint(2**62, (), generator=generator).item())
+                x = self.operations(x)
+        return (x.clamp(0, 1) - self.mean) / self.std
 
 
 def two_views(images: Tensor, augment: Augment, generator: torch.Generator) -> tuple[Tensor, Tensor]:

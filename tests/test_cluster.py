@@ -7,19 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import dask
 import pytest
 from cluster_tasks import Epochs, fit, noted, set_variable, task, unfit_where_told
 from distributed import Client, LocalCluster
-from toy_runs import Sum, ToyDataset, computed, toy_store
+from toy_runs import toy_store
 
-from fetal_utils import cluster
-from fetal_utils.cluster import UnfitWorkerError, compute_graph, local_processes
-from fetal_utils.environment import PROJECT_ROOT, StorageError, commit
-from fetal_utils.runs import RunsFailedError, find_obstacle
+from fetal_utils.cluster import UnfitWorkerError, compute_graph, connect
+from fetal_utils.environment import PROJECT_ROOT, StorageError
 
 TESTS = Path(__file__).parent
 
@@ -74,39 +71,10 @@ def test_what_fails_is_named_what_needs_it_is_not_tried_and_the_others_go_on(sch
     assert sorted(ended) == sorted(graph)
 
 
-def test_a_killed_worker_costs_only_the_task_that_it_had(scheduler, tmp_path):
-    graph = {"unlucky": ([], "die once"), **{f"good{k}": ([], "wait 0.1") for k in range(4)}}
-    assert compute(tmp_path, graph, scheduler=scheduler) == {}
-    assert noted(tmp_path).count("unlucky") == 2
-    assert set(noted(tmp_path)) == set(graph)
-
-
 def test_a_worker_killed_in_an_epoch_of_a_run_costs_that_epoch(scheduler, tmp_path):
     (run,) = toy_store(tmp_path).get([Epochs(n_epochs=4, dies_in=3)], scheduler=scheduler)
     assert noted(tmp_path) == [f"epoch {epoch}" for epoch in (1, 2, 3, 3, 4)]
     assert list(run.log["epoch"]) == [1, 2, 3, 4]
-
-
-def test_runs_on_a_cluster_come_after_what_they_need_and_failures_are_named(scheduler, tmp_path):
-    store = toy_store(tmp_path)
-    broken = Sum(term=1, broken=True)
-    with pytest.raises(RunsFailedError, match=f"2 of 4 runs failed(.|\n)*needs {store.name(broken)}, which failed"):
-        store.get([Sum(term=2, start=broken), Sum(term=4, start=Sum(term=3))], scheduler=scheduler)
-    assert computed(store) == [1, 3, 4] or computed(store) == [3, 1, 4]
-
-
-@pytest.mark.parametrize(
-    ("there", "reason"),
-    [
-        ({"results_dir": Path("/nowhere")}, "does not see the results folder /nowhere"),
-        ({"data_key": "other"}, "has other images or another table in the data folder"),
-        ({"wanted_commit": "abc"}, "has code of commit .*, not abc"),
-    ],
-)
-def test_workers_without_the_folder_the_data_or_the_code_are_refused(there, reason, scheduler, tmp_path):
-    same = {"results_dir": tmp_path, "dataset": ToyDataset(), "data_key": "toy", "wanted_commit": commit()}
-    with pytest.raises(UnfitWorkerError, match=f"2 of 2 workers can't compute: worker .* {reason}"):
-        compute(tmp_path, {"a": ([], "")}, scheduler=scheduler, check=partial(find_obstacle, **same | there))
 
 
 def test_a_task_that_kills_every_worker_fails_with_the_reason_and_takes_no_other_with_it(scheduler, tmp_path):
@@ -132,10 +100,8 @@ def test_two_calls_for_the_same_names_do_not_take_each_others_answers(scheduler,
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-    calls = [
-        threading.Thread(target=compute, args=(folder, {"a": ([], "wait 1")}), kwargs={"scheduler": scheduler})
-        for folder in folders
-    ]
+    graph, options = {"a": ([], "wait 1")}, {"scheduler": scheduler}
+    calls = [threading.Thread(target=compute, args=(folder, graph), kwargs=options) for folder in folders]
     for call in calls:
         call.start()
     for call in calls:
@@ -148,9 +114,7 @@ def test_a_worker_that_can_not_take_part_is_named_before_work_starts(scheduler, 
         first, _ = client.nthreads()
         client.run(set_variable, "TOY_DATA", "other", workers=[first])
         try:
-            with pytest.raises(
-                UnfitWorkerError, match=f"1 of 2 workers can't compute: worker {first} reads other data"
-            ):
+            with pytest.raises(UnfitWorkerError, match=f"1 of 2 workers .*: worker {first} reads other data"):
                 compute(tmp_path, {"a": ([], "")}, scheduler=scheduler, check=unfit_where_told)
         finally:
             client.run(set_variable, "TOY_DATA", "")
@@ -243,33 +207,11 @@ def test_a_worker_without_this_package_is_named(by_hand, tmp_path):
         compute(tmp_path, {"a": ([], "")}, scheduler=address)
 
 
-def test_an_address_where_no_scheduler_answers_says_what_to_do(tmp_path):
-    with pytest.raises(ConnectionError, match=r"'no-address' does not answer .*'dask scheduler' printed"):
-        compute(tmp_path, {"a": ([], "")}, scheduler="no-address")
-
-
 def test_local_processes_speak_tls_and_have_a_gpu_each(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
-    addresses = []
-    check_workers = cluster.check_workers
-    monkeypatch.setattr(
-        cluster,
-        "check_workers",
-        lambda client, check: (addresses.append(client.scheduler.address), check_workers(client, check)),
-    )
     graph = {f"task{k}": ([], "environment") for k in range(6)} | {"two": ([], "wait 1"), "one": ([], "wait 1")}
     assert compute(tmp_path, graph, scheduler="local:2") == {}
-    assert addresses[0].startswith("tls://127.0.0.1:")
+    with connect("local:1") as (client, _):
+        assert client.scheduler.address.startswith("tls://127.0.0.1:")
     seen = {line.partition(" sees ")[2] for line in noted(tmp_path) if "sees" in line}
     assert seen == {"GPU 5", "GPU 7"}
-
-
-@pytest.mark.parametrize(("scheduler", "expected"), [("local:3", 3), ("", 0), ("tcp://host:8786", 0)])
-def test_the_number_of_processes_is_read_from_the_scheduler(scheduler, expected):
-    assert local_processes(scheduler) == expected
-
-
-@pytest.mark.parametrize("scheduler", ["local", "local:", "local:0", "local:two", "local:-1"])
-def test_a_number_of_processes_that_is_none_is_refused(scheduler):
-    with pytest.raises(ValueError, match="expected local:N"):
-        local_processes(scheduler)

@@ -6,6 +6,7 @@ import shutil
 import threading
 import zipfile
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -18,14 +19,14 @@ from fetal_utils.images import CSV_NAME, IMAGE_DIR
 Usage = namedtuple("Usage", "total used free")
 
 
-def zip_of(folder, *, top="", without=(), more=()):
+def zip_of(folder, *, top="", without=()):
     """Table and images of a folder as the bytes of a zip, with files that nobody needs."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for path in [folder / CSV_NAME, *sorted((folder / IMAGE_DIR).iterdir())]:
             if path.name not in without:
                 archive.write(path, f"{top}{path.relative_to(folder)}")
-        for name in (f"{top}FETAL_PLANES_DB_data.xlsx", f"__MACOSX/{top}{IMAGE_DIR}/._a.png", *more):
+        for name in (f"{top}FETAL_PLANES_DB_data.xlsx", f"__MACOSX/{top}{IMAGE_DIR}/._a.png"):
             archive.writestr(name, b"not needed")
     return buffer.getvalue()
 
@@ -98,13 +99,7 @@ def test_the_folder_holds_the_table_and_the_images_and_nothing_else(top, call, s
     assert call()[0] == 0
     assert files(out) == files(source)
     assert {path.name for path in out.parent.iterdir()} <= {out.name, ZIP_NAME, f".{out.name}.lock"}
-
-
-def test_a_second_call_asks_nobody(call, server, out):
-    call()
-    n_asked = server.n_asked
-    assert call()[0] == 0
-    assert server.n_asked == n_asked == 1
+    assert (call()[0], server.n_asked) == (0, 1)
 
 
 def test_an_empty_folder_is_filled_and_one_in_the_home_folder_found(call, source, tmp_path, monkeypatch):
@@ -122,16 +117,9 @@ def test_a_zip_put_there_by_hand_is_used(call, server, out):
 
 
 def test_two_side_by_side_download_once_and_both_find_the_folder(server, source, out):
-    answers = []
-    calls = [
-        threading.Thread(target=lambda: answers.append(download.download_dataset(out, url=server.url)))
-        for _ in range(2)
-    ]
-    for one in calls:
-        one.start()
-    for one in calls:
-        one.join()
-    assert [len(table) for table in answers] == [8, 8]
+    with ThreadPoolExecutor() as pool:
+        calls = [pool.submit(download.download_dataset, out, url=server.url) for _ in range(2)]
+    assert [len(one.result()) for one in calls] == [8, 8]
     assert server.n_asked == 1
     assert files(out) == files(source)
 
@@ -162,13 +150,6 @@ def test_a_zip_without_some_images_is_no_data_set(call, server, source, out, mon
     status, complaint = call()
     assert (status, out.exists()) == (1, False)
     assert "p1_femur.png" in complaint
-
-
-def test_names_that_lead_out_of_the_folder_stay_inside(call, server, source, out, tmp_path, monkeypatch):
-    server.content = zip_of(source, more=[f"../../{IMAGE_DIR}/evil.png", f"/{IMAGE_DIR}/evil.png"])
-    expect(server, monkeypatch)
-    call()
-    assert [path for path in tmp_path.rglob("evil.png") if out not in path.parents] == []
 
 
 def test_too_little_room_is_said_before_anything_is_downloaded(call, server, out, monkeypatch):

@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.manifold import TSNE
 
 from fetal_utils.embeddings import (
     check_features,
@@ -96,7 +95,7 @@ def test_the_table_scores_the_features_and_each_map_with_intervals_over_patients
     features = clusters(PLANES, n_dimensions=8)
     rng = np.random.default_rng(0)
     maps = {("pca", "first 2"): features[:, :2], ("tsne", "shuffled"): rng.permutation(features[:, :2])}
-    table = pd.DataFrame({"patient": PATIENTS, "plane": PLANES})  # no machine that could be scored
+    table = pd.DataFrame({"patient": PATIENTS, "plane": PLANES, "machine": "Aloka"})  # one alone: no score
     scores = embedding_scores(features, maps, table, WEIGHTS)
     value = scores.set_index(["method", "label", "score"])["value"]
     assert list(scores.columns) == ["method", "setting", "label", "score", "value", "low", "high"]
@@ -111,7 +110,7 @@ def test_the_table_scores_the_features_and_each_map_with_intervals_over_patients
 
 
 def test_few_images_have_few_neighbours():
-    table = pd.DataFrame({"patient": PATIENTS[:12], "plane": PLANES[:12]})
+    table = pd.DataFrame({"patient": PATIENTS[:12], "plane": PLANES[:12], "machine": "Aloka"})
     features = clusters(PLANES[:12])
     scores = embedding_scores(features, {("pca", ""): features[:, :2]}, table, WEIGHTS)
     assert scores["value"].notna().all()
@@ -134,15 +133,6 @@ def test_few_images_have_few_neighbours():
 def test_features_without_variance_or_sense_are_refused_in_words(features, message):
     with pytest.raises(ValueError, match=message):
         check_features(features)
-    table = pd.DataFrame({"patient": np.arange(len(features)) // 2})
-    with pytest.raises(ValueError, match=message):
-        embedding_scores(features, {}, table, WEIGHTS)
-
-
-def test_features_that_hardly_vary_but_do_pass_and_give_a_finite_map():
-    features = check_features(1 + 1e-3 * np.random.default_rng(0).normal(size=(30, 4)))
-    assert features.dtype == np.float32
-    assert np.isfinite(TSNE(perplexity=5, random_state=0).fit_transform(features)).all()
 
 
 # --- CKA ---

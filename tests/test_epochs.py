@@ -13,10 +13,6 @@ def cut_after(n_epochs):
     return watch
 
 
-def without_times(log):
-    return log.drop(columns="seconds")
-
-
 @pytest.mark.parametrize("n_epochs", [1, 2, 3])
 def test_an_interrupted_run_goes_on_after_its_last_epoch_to_the_same_weights(tmp_path, n_epochs):
     (whole,) = toy_store(tmp_path / "whole").get([Drift()])
@@ -30,18 +26,11 @@ def test_an_interrupted_run_goes_on_after_its_last_epoch_to_the_same_weights(tmp
     (run,) = store.get([Drift()], watch=lambda settings, log: epochs.append(len(log)))
     assert epochs == list(range(n_epochs + 1, 4))
     assert run.weights.read_bytes() == whole.weights.read_bytes()
-    assert without_times(run.log).equals(without_times(whole.log))
+    assert run.log[["epoch", "loss"]].equals(whole.log[["epoch", "loss"]])
     assert run.log["epoch"].tolist() == [1, 2, 3]
     assert run.log["seconds"].is_monotonic_increasing
     assert run.record["seconds"] >= run.log["seconds"].iloc[-1]  # those before the interruption count
     assert files_of(run.folder) == ["log.csv", "predictions.csv", "record.json", "weights.safetensors"]
-
-
-def test_a_log_is_read_as_it_was_written(tmp_path):
-    seen = []
-    (run,) = toy_store(tmp_path).get([Drift(n_epochs=5)], watch=lambda settings, log: seen.append(log))
-    pd.testing.assert_frame_equal(run.log, seen[-1], check_exact=True)
-    pd.testing.assert_frame_equal(run.predictions, seen[-1][["loss"]], check_exact=True)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 100, 1000])

@@ -8,8 +8,6 @@ from sklearn import metrics as reference
 
 from fetal_utils.evaluation import (
     CLASS_METRICS,
-    METRICS,
-    count_confusions,
     mean_of_present,
     metrics_from_confusion,
     metrics_table,
@@ -72,24 +70,6 @@ def test_metrics_agree_with_scikit_learn_for_the_data_as_they_are_and_for_a_resa
         assert values["balanced_accuracy"][row] == pytest.approx(balanced)
 
 
-def test_weights_are_the_same_as_repeating_the_images_of_a_patient():
-    table = draw_predictions(np.random.default_rng(1), CLASSES, n_images=60, n_patients=3)
-    repeated = pd.concat([table[table["patient"] == patient] for patient in (0, 0, 2)], ignore_index=True)
-    repeated["image_name"] = repeated.index.astype(str)
-    weighted = weighted_metrics(table, CLASSES, pd.DataFrame([[2, 0, 1]]))
-    expected = weighted_metrics(repeated, CLASSES, ones(3))
-    for metric in METRICS:
-        assert weighted[metric] == pytest.approx(expected[metric])
-
-
-def test_auroc_counts_a_tie_as_half():
-    # of class a: 0.8 and 0.5; others: 0.5 and 0.2. Pairs: 1, 1, 1/2, 1
-    probabilities = np.array([[0.8, 0.2], [0.5, 0.5], [0.5, 0.5], [0.2, 0.8]])
-    table = make_predictions([0, 0, 1, 1], [0, 0, 0, 1], [0, 1, 0, 1], ["a", "b"], probabilities=probabilities)
-    auroc = weighted_metrics(table, ["a", "b"], ones(2), metrics=["auroc"])["auroc"][0]
-    assert auroc == pytest.approx([3.5 / 4, 3.5 / 4, 3.5 / 4])
-
-
 def test_calibration_error_worked_by_hand():
     # bin (13/15, 14/15]: three images at 0.9, two right; bin (8/15, 9/15]: 0.6, right, and 0.55, wrong
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.55, 0.45]])
@@ -114,11 +94,6 @@ def test_probabilities_of_a_class_balanced_loss_are_calibrated_after_the_correct
     ].item()
     assert plain > 0.1
     assert corrected < 0.02
-
-
-def test_confusions_are_counted_by_patient():
-    counts = count_confusions(*map(np.array, ([0, 0, 1], [0, 1, 1], [0, 1, 1])), n_patients=2, n_classes=2)
-    assert counts.tolist() == [[[1, 0], [0, 0]], [[0, 1], [0, 1]]]
 
 
 def test_malformed_predictions_are_refused_with_what_is_wrong():
@@ -184,14 +159,6 @@ def test_the_interval_of_a_run_is_that_of_its_resampled_patients():
     assert row["value"] == pytest.approx(0.5)
     expected = np.quantile(accuracy, [0.025, 0.975], method="closest_observation")
     assert [row["low"], row["high"]] == pytest.approx(expected)
-
-
-def test_a_resample_without_a_class_is_left_out_of_that_classs_interval():
-    # class b has one patient only
-    predictions = make_predictions([0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 2, 3], ["a", "b"])
-    table = metrics_table(score_runs([make_run(predictions)], patient_weights(np.arange(4), n_resamples=200)))
-    row = table[(table["metric"] == "sensitivity") & (table["plane"] == "b")].iloc[0]
-    assert row[["value", "low", "high"]].tolist() == [1, 1, 1]
 
 
 def test_runs_within_a_machine_are_scored_on_its_images_alone():

@@ -3,16 +3,14 @@
 import os
 import re
 import shutil
-import struct
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pytest
 from data_folders import csv_line, plane_lines, write_folder, write_images
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from fetal_utils import images
 from fetal_utils.data import Dataset
@@ -68,12 +66,6 @@ def decoded(monkeypatch):
 
 def square(pixels, *args, **kwargs):
     return fit_to_square(pixels, ImageFormat(*args, **kwargs))
-
-
-def test_a_square_of_the_right_size_is_passed_on_unchanged():
-    picture = random_pictures(1)["image_0"]
-    for geometry in ("crop", "pad"):
-        np.testing.assert_array_equal(square(picture, 16, geometry), picture)
 
 
 def test_cropping_is_the_default_and_takes_the_central_square():
@@ -140,7 +132,7 @@ def test_the_longest_pictures_become_squares(shape, geometry):
     assert square(np.full(shape, 9, dtype=np.uint8), 8, geometry).shape == (8, 8)
 
 
-@pytest.mark.parametrize("image_size", [7, 1025, 96.5, "96", None])
+@pytest.mark.parametrize("image_size", [7, 1025, 96.5, "96"])
 def test_an_image_size_out_of_range_is_named(image_size):
     with pytest.raises(ValueError, match=rf"image_size={image_size!r}: expected a whole number, 8 to 1024 px"):
         ImageFormat(image_size)
@@ -151,19 +143,11 @@ def test_an_image_size_out_of_range_is_named(image_size):
 RED = np.full((16, 16, 3), [255, 0, 0], dtype=np.uint8)  # gray 76: 0.299 * 255
 
 
-@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
 def test_colours_become_gray_whatever_the_format_and_the_ending(tmp_path, kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     path = save(tmp_path / "red.png", RED, format=kind, **options)
-    assert read_image(path) == pytest.approx(np.full((16, 16), 76), abs=1)
-
-
-def test_jpeg_palette_and_two_level_pictures_become_gray(tmp_path):
-    assert read_image(save(tmp_path / "a.jpg", RED)) == pytest.approx(np.full((16, 16), 76), abs=2)
-    Image.fromarray(RED).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "p.png")
-    assert read_image(tmp_path / "p.png") == pytest.approx(np.full((16, 16), 76), abs=1)
-    Image.new("1", (16, 16), 1).save(tmp_path / "1.png")
-    assert (read_image(tmp_path / "1.png") == 255).all()
+    assert read_image(path) == pytest.approx(np.full((16, 16), 76), abs=2)
 
 
 def test_what_is_transparent_shows_black(tmp_path):
@@ -192,33 +176,6 @@ def test_sixteen_bits_are_scaled_by_what_they_hold(tmp_path, values, expected):
         assert read_image(save(tmp_path / name, pixels))[::4, 0].tolist() == expected
 
 
-def test_a_png_with_megabytes_of_text_and_of_colour_profile_is_read(tmp_path):
-    text = PngImagePlugin.PngInfo()
-    text.add_text("report", "a" * 3_000_000, zip=True)
-    gray = np.full((16, 16), 9, dtype=np.uint8)
-    assert (read_image(save(tmp_path / "text.png", gray, pnginfo=text)) == 9).all()
-    assert (read_image(save(tmp_path / "icc.png", gray, icc_profile=b"a" * 3_000_000)) == 9).all()
-
-
-def write_deep_colour(path, value):
-    """An RGB PNG of 16 bits, 8 x 8 px, which Pillow does not write."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    rows = (b"\0" + np.full(24, value, dtype=">u2").tobytes()) * 8
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
-    return path
-
-
-def test_colours_of_sixteen_bits_are_read_unless_they_can_only_be_twelve(tmp_path):
-    assert (read_image(write_deep_colour(tmp_path / "full.png", 0x8000)) == 128).all()
-    with pytest.raises(ValueError, match=r"dark\.png can't be read: 12 bits in colours of 16.*8-bit gray PNG"):
-        read_image(write_deep_colour(tmp_path / "dark.png", 4095))
-
-
 def frames(path):
     first, *rest = (Image.new("L", (16, 16), gray) for gray in (9, 99))
     first.save(path, save_all=True, append_images=rest)
@@ -226,14 +183,11 @@ def frames(path):
 
 REFUSED = {
     "animated.gif": (frames, "holds 2 pictures"),
-    "pages.tif": (frames, "holds 2 pictures"),
     "tiny.png": (lambda path: Image.new("L", (300, 7)).save(path), "300 x 7 px"),
     "large.png": (lambda path: Image.new("1", (8000, 7000)).save(path), "8000 x 7000 px"),
     "huge.png": (lambda path: Image.new("1", (14000, 14000)).save(path), "196000000 pixels"),
     "float.tif": (lambda path: Image.new("F", (16, 16), 0.5).save(path), "mode 'F' have no known white"),
     "page.png": (lambda path: path.write_bytes(b"<html>not found</html>" + bytes(100)), "cannot identify"),
-    "empty.png": (lambda path: path.write_bytes(b""), "cannot identify"),
-    "figure.png": (lambda path: Image.new("RGB", (16, 16)).save(path, format="EPS"), "cannot identify"),
 }
 
 
@@ -247,14 +201,7 @@ def test_what_is_no_single_picture_is_refused_by_name_with_the_remedy(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[:40],
-        lambda content: content[: len(content) // 2],
-        lambda content: content[:60] + bytes(40) + content[100:],
-        lambda content: content[:-20] + b"\0" + content[-19:],
-    ],
-    ids=["header only", "half", "zeros inside", "one byte"],
+    "damage", [lambda content: content[: len(content) // 2], lambda content: content[:-20] + b"\0" + content[-19:]]
 )
 def test_a_damaged_image_is_named_and_leaves_no_cache(folder, tmp_path, open_folder, damage):
     file = folder / "Images" / "image_3.png"
@@ -268,25 +215,15 @@ def test_a_damaged_image_is_named_and_leaves_no_cache(folder, tmp_path, open_fol
 
 
 def test_missing_images_are_counted_and_the_first_are_named(folder):
-    with pytest.raises(FileNotFoundError, match=r"2 of 8 images are missing, first \['x\.png', 'y\.png'\]; add them"):
+    with pytest.raises(
+        FileNotFoundError, match=r"2 of 8 images are missing, first \['x\.png', 'y\.png'\]; add them.*renamed"
+    ):
         image_paths(folder, [*NAMES, "x", "y"])
 
 
-@pytest.mark.parametrize("ending", [".PNG", ".jpg"])
-def test_images_under_another_ending_are_found_out(folder, ending):
-    for name in NAMES:
-        (folder / "Images" / f"{name}.png").rename(folder / "Images" / f"{name}{ending}")
-    with pytest.raises(FileNotFoundError, match=rf"6 of 6 .*6 are there .*\(image_\d\{ending}\): rename them to \.png"):
-        image_paths(folder, NAMES)
-
-
-def test_a_missing_or_misspelled_image_folder_is_named(folder, tmp_path):
-    (tmp_path / "none").mkdir()
+def test_a_missing_image_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="Images is missing; expected <Image_name>"):
-        image_paths(tmp_path / "none", ["a"])
-    (folder / "Images").rename(folder / "images")
-    with pytest.raises(FileNotFoundError, match="Images is missing; rename images/"):
-        image_paths(folder, NAMES)
+        image_paths(tmp_path, ["a"])
 
 
 # --- cache -------------------------------------------------------------------------------------------
@@ -298,13 +235,6 @@ def test_the_cache_holds_the_images_in_order_mapped_and_read_only(open_folder):
     assert isinstance(cached, np.memmap) and cached.dtype == np.uint8
     with pytest.raises(ValueError, match="read-only"):
         cached[0] = 0
-
-
-def test_each_format_is_decoded_once(open_folder, decoded):
-    formats = ImageFormat(16), ImageFormat(24), ImageFormat(16, "pad"), ImageFormat(16, blank_text=True)
-    for image_format in formats * 2:
-        open_folder(image_format)
-    assert len(decoded) == 4 * 6
 
 
 @pytest.mark.parametrize("age_s", [0, 100])
@@ -333,40 +263,17 @@ def test_contents_are_read_once_and_again_when_a_file_changes(folder, tmp_path, 
     assert content_hashes(paths, cache_dir=tmp_path / "cache")[0] != first[0]
 
 
-FAULTS = {
-    "short": lambda path: os.truncate(path, 1000),
-    "empty": lambda path: path.write_bytes(b""),
-    "foreign array": lambda path: np.save(path, np.zeros((2, 3))),
-    "foreign file": lambda path: path.write_bytes(b"PK\x03\x04 a zip"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_spoiled_cache_is_made_again(open_folder, tmp_path, decoded, fault):
+@pytest.mark.parametrize("spoil", [lambda path: os.truncate(path, 1000), lambda path: path.write_bytes(b"PK a zip")])
+def test_a_spoiled_cache_is_made_again(open_folder, tmp_path, decoded, spoil):
     expected = np.array(open_folder(ImageFormat(16)))
-    (path,) = (tmp_path / "cache").glob("*.npy")
-    FAULTS[fault](path)
+    spoil(*(tmp_path / "cache").glob("*.npy"))
     np.testing.assert_array_equal(open_folder(ImageFormat(16)), expected)
     assert len(decoded) == 12
 
 
-def test_an_interrupted_build_leaves_nothing_that_is_used(open_folder, tmp_path, monkeypatch):
-    def interrupted(path):
-        if path.stem == "image_4":
-            raise KeyboardInterrupt
-        return read_image(path)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(images, "read_image", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            open_folder(ImageFormat(16))
-    assert not list((tmp_path / "cache").glob("*.npy"))
-    np.testing.assert_array_equal(open_folder(ImageFormat(16)), list(random_pictures().values()))
-
-
 def test_several_at_once_decode_once(open_folder, decoded, monkeypatch):
-    write = images.write_array
-    monkeypatch.setattr(images, "write_array", lambda *args, **how: (time.sleep(0.2), write(*args, **how)))
+    write = images.write_squares
+    monkeypatch.setattr(images, "write_squares", lambda *args, **how: (time.sleep(0.2), write(*args, **how)))
     with ThreadPoolExecutor(3) as pool:  # each opens the lock's file for itself, as processes do
         arrays = list(pool.map(open_folder, [ImageFormat(16)] * 3))
     assert len(decoded) == 6
@@ -376,7 +283,7 @@ def test_several_at_once_decode_once(open_folder, decoded, monkeypatch):
 # --- duplicates and black pictures -------------------------------------------------------------------
 
 
-def test_pairs_of_one_file_and_of_one_look_are_found_across_blocks():
+def test_pairs_of_one_file_and_of_one_look_are_found():
     rng = np.random.default_rng(0)
     pictures = rng.integers(256, size=(1500, 8, 8), dtype=np.uint8)
     pictures[1400] = np.clip(pictures[3] * 0.7 + rng.normal(0, 2, (8, 8)), 0, 255)  # darker, with noise
@@ -435,7 +342,7 @@ def test_extra_images_of_all_folders_are_taken_and_hidden_ones_and_masks_left_ou
     squares, left_out = found.images(dataset, 16, progress=False)
     assert (len(squares), found.n_images) == (4, 4)
     np.testing.assert_array_equal(squares[-1], random_pictures(1, seed=50)["image_0"])  # b.png, after a/
-    assert left_out == {"hidden files and masks": 3, "known already": 0, "of held-out patients": 0}
+    assert left_out == {"known already": 0, "of held-out patients": 0}
 
 
 def test_extra_images_that_are_known_or_of_held_out_patients_are_left_out(extra, dataset):
@@ -448,7 +355,7 @@ def test_extra_images_that_are_known_or_of_held_out_patients_are_left_out(extra,
         save(extra / "named" / f"{name}.png", random_pictures(1, seed=80 + seed)["image_0"])
     squares, left_out = open_extra_images(extra).images(dataset, 16, progress=False)
     trained = 1 in dataset.patients[dataset.rows("train")]
-    assert left_out == {"hidden files and masks": 3, "known already": 4, "of held-out patients": 3 - trained}
+    assert left_out == {"known already": 4, "of held-out patients": 3 - trained}
     assert len(squares) == 4 + trained
 
 

@@ -50,12 +50,6 @@ def test_nt_xent_equals_two_published_implementations(temperature):
     assert loss == pytest.approx(metric_learning, rel=1e-5)
 
 
-@pytest.mark.parametrize("n_images", [2, 4, 100])
-def test_nt_xent_of_identical_projections_is_log_of_the_candidates(n_images):
-    z = torch.ones(n_images, 8)
-    assert nt_xent_loss(z, z, temperature=0.5).item() == pytest.approx(math.log(2 * n_images - 1), rel=1e-5)
-
-
 def test_nt_xent_is_symmetric_in_the_views_and_blind_to_image_order_and_length():
     z_a, z_b = projections()
     loss = nt_xent_loss(z_a, z_b, temperature=0.2).item()
@@ -70,32 +64,12 @@ def test_nt_xent_gradient_is_that_of_its_differences():
     assert torch.autograd.gradcheck(lambda a, b: nt_xent_loss(a, b, temperature=0.3), (z_a, z_b))
 
 
-def test_nothing_flows_through_the_pair_of_an_anchor_with_itself():
-    # With every other image masked, only the positive pair is left: the loss is log(1) whatever the
-    # projections are, unless an anchor met itself.
-    z_a, z_b = (z.requires_grad_() for z in projections())
-    everything = torch.ones(6, 6, dtype=torch.bool)
-    loss = nt_xent_loss(z_a, z_b, temperature=0.1, not_negatives=everything)
-    loss.backward()
-    assert loss.item() == z_a.grad.abs().max() == z_b.grad.abs().max() == 0
-
-
 def test_masked_pairs_leave_the_denominator():
     z_a, z_b = projections()
     mask = torch.zeros(6, 6, dtype=torch.bool)
     mask[0, 3] = mask[3, 0] = mask[1, 2] = mask[2, 1] = True
     loss = nt_xent_loss(z_a, z_b, temperature=0.2, not_negatives=mask).item()
     assert loss == pytest.approx(equation_1(z_a, z_b, 0.2, mask.tolist()), rel=1e-10)
-
-
-@pytest.mark.parametrize("temperature", [1e-4, 1e4])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_loss_and_gradient_are_finite_at_extreme_temperatures(temperature, dtype):
-    z_a, z_b = (z.requires_grad_() for z in projections(dtype=torch.float32).to(dtype))
-    loss = nt_xent_loss(z_a, z_b, temperature=temperature)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert torch.isfinite(loss) and torch.isfinite(z_a.grad).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

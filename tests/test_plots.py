@@ -83,20 +83,7 @@ def test_a_plane_keeps_its_colour_whatever_is_drawn_with_it_and_other_names_get_
 
 def test_short_names_are_distinct_and_others_stay():
     assert len({short_name(plane) for plane in PLANE_PALETTE}) == len(PLANE_PALETTE)
-    assert [short_name(name) for name in ("Fetal brain", "Trans-thalamic", "My-Class")] == [
-        "brain",
-        "thalamic",
-        "My-Class",
-    ]
-
-
-def test_figures_are_white_with_dark_text_after_a_dark_theme():
-    plt.style.use("dark_background")
-    set_theme()
-    ax = plt.subplots()[1]
-    ax.set_xlabel("epoch")
-    assert to_rgb(ax.figure.get_facecolor()[:3]) == (1, 1, 1)
-    assert max(to_rgb(ax.xaxis.label.get_color())) < 0.3
+    assert list(map(short_name, ("Fetal brain", "Trans-thalamic", "My-Class"))) == ["brain", "thalamic", "My-Class"]
 
 
 # --- contact sheets ---
@@ -148,17 +135,11 @@ def test_a_log_is_drawn_measure_by_measure_and_bridges_what_was_not_measured():
 def test_trainings_of_strategies_have_their_colours_and_one_legend():
     log = pd.DataFrame({"epoch": [1, 2] * 2, "loss": [3.0, 2, 2, 1]})
     log["strategy"] = ["simclr_scratch"] * 2 + ["simclr_imagenet"] * 2
-    axes = plot_log(log.assign(f1=log["loss"]), ["loss", "f1"], hue="strategy")
+    axes = plot_log(log.assign(f1=log["loss"]), {"loss": "loss", "f1": "F1"}, hue="strategy")
     assert [line.get_color() for line in axes[0, 0].lines[:2]] == [
         STRATEGY_PALETTE["simclr_scratch"], STRATEGY_PALETTE["simclr_imagenet"],
     ]  # fmt: skip
     assert [ax.get_legend() is not None for ax in axes.ravel()] == [True, False]
-
-
-def test_a_log_without_rows_or_with_another_column_is_refused():
-    for log in (pd.DataFrame({"epoch": [], "loss": []}), pd.DataFrame({"epoch": [1]})):
-        with pytest.raises(ValueError, match="a log of"):
-            plot_log(log, ["loss"])
 
 
 def test_a_confusion_matrix_writes_counts_and_colours_shares_and_leaves_an_absent_class_blank():
@@ -166,8 +147,6 @@ def test_a_confusion_matrix_writes_counts_and_colours_shares_and_leaves_an_absen
     assert [text.get_text() for text in ax.texts] == ["3", "1"]
     np.testing.assert_allclose(ax.collections[0].get_array().filled(np.nan), [[0.75, 0.25], [np.nan, np.nan]])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["brain (4)", "femur (0)"]
-    with pytest.raises(ValueError, match="for 3 classes"):
-        plot_confusion([[1, 0], [0, 1]], ["a", "b", "c"])
 
 
 # --- maps ---
@@ -185,8 +164,6 @@ def test_each_network_has_its_own_scale_and_wrong_answers_are_red():
     assert [title.get_color() for title in titles] == ["black", "#B90011"]
     empty = plot_cam_grid(images, {"nothing": 0 * low}, ["a", "b"])[0]
     assert [(ax.images[1].get_array().max(), ax.get_title(loc="left")) for ax in empty] == [(0, "a"), (0, "b")]
-    with pytest.raises(ValueError, match="for each image"):
-        plot_cam_grid(images, {"one": low[:1]}, ["a", "b"])
 
 
 def test_an_embedding_has_the_planes_colours_and_no_legend_of_a_hundred_patients():

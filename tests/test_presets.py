@@ -10,7 +10,6 @@ from fetal_utils.presets import (
     check_type,
     plan,
     preset_names,
-    read_parameters,
     read_preset,
     wanted_runs,
 )
@@ -33,12 +32,6 @@ def names(executions):
     return [execution.name for execution in executions]
 
 
-def write(tmp_path, text):
-    path = tmp_path / "mine.yaml"
-    path.write_text(text, encoding="utf-8")
-    return str(path)
-
-
 def test_the_study_has_its_presets_and_each_says_what_it_is_for():
     assert preset_names() == ["demo", "gpu", "laptop", "paper", "smoke"]
     assert all(read_preset(name)["description"] for name in preset_names())
@@ -51,11 +44,11 @@ def test_every_preset_fits_the_notebooks_and_no_copy_overwrites_another(name):
     assert len({(execution.results_dir, execution.name) for execution in executions}) == len(executions)
 
 
-def test_what_a_preset_lacks_is_empty_and_an_exponent_makes_a_number(tmp_path):
-    assert read_preset(write(tmp_path, "")) == EMPTY
-    assert read_preset(write(tmp_path, "parameters:\ngrid:  # nothing yet\n")) == EMPTY
-    preset = read_preset(write(tmp_path, "parameters: {lr: 1e-3, lrs: [5E-4, 2e3], name: 1e-3x}"))
-    assert preset["parameters"] == {"lr": 0.001, "lrs": [0.0005, 2000.0], "name": "1e-3x"}
+def test_what_a_preset_lacks_is_empty(tmp_path):
+    path = tmp_path / "mine.yaml"
+    for text in ("", "parameters:\ngrid:  # nothing yet\n"):
+        path.write_text(text)
+        assert read_preset(str(path)) == EMPTY
 
 
 @pytest.mark.parametrize(
@@ -64,7 +57,7 @@ def test_what_a_preset_lacks_is_empty_and_an_exponent_makes_a_number(tmp_path):
         ("parameters: [", "not YAML"),
         ("- smoke", "expected a mapping"),
         ("extra: 1", "expected a mapping with some of description"),
-        ("parameters: 5", "parameters is 5; expected a dict"),
+        ("parameters: 5", "parameters=5 is of type int; expected dict"),
         ("notebooks: {04: {lr: 5}}", 'expected "04" in quotes'),
         ('notebooks: {"04": 5}', "and a mapping"),
         ("\udcff\udcfe", "mine.yaml"),
@@ -78,11 +71,6 @@ def test_a_preset_of_another_form_is_refused_with_what_was_expected(tmp_path, te
     assert named in str(error.value) and "mine.yaml" in str(error.value)
 
 
-def test_a_missing_preset_is_named_with_those_there_are():
-    with pytest.raises(UsageError, match=r"--preset nope: there is none; take demo, gpu, laptop, paper, smoke"):
-        read_preset("nope")
-
-
 def test_only_the_studys_own_notebooks_are_taken_by_name(folder):
     assert names(plan(EMPTY, {}, folder=folder)) == [ONE, TWO, THREE]
     assert names(plan(EMPTY, {}, only="90", folder=folder)) == [*BESIDE]
@@ -90,12 +78,6 @@ def test_only_the_studys_own_notebooks_are_taken_by_name(folder):
     for wrong in ({"only": "05"}, {"start": "90"}, {"start": "04"}, {"only": "1"}):
         with pytest.raises(UsageError, match=f"no such notebook of the study; there are {ONE}, {TWO}"):
             plan(EMPTY, {}, **wrong, folder=folder)
-
-
-def test_defaults_and_types_are_read_from_the_parameters_cell(folder):
-    defaults, types = read_parameters(folder / f"{ONE}.ipynb")
-    assert (defaults["image_width"], types["image_width"]) == (16, int)
-    assert (defaults["terms"], types["terms"]) == ([1, 2], list[int])
 
 
 def test_a_given_value_goes_before_the_notebooks_and_that_before_the_presets(folder):
@@ -130,14 +112,11 @@ def test_every_backbone_of_a_grid_has_a_results_folder_in_which_all_notebooks_ru
         ({"lr": float("inf")}, "lr=inf is of type float; expected a finite number"),
         ({"blank": "false"}, "blank='false' is of type str; expected bool"),
         ({"blank": 1}, "blank=1 is of type int; expected bool"),
-        ({"image_width": True}, "image_width=True is of type bool; expected int"),
         ({"image_width": 2.0}, "image_width=2.0 is of type float; expected int"),
-        ({"image_width": [5, 6]}, "image_width=[5, 6] is of type list; expected int"),
         ({"terms": 1}, "terms=1 is of type int; expected list[int]"),
         ({"terms": ["1"]}, "a value of terms='1' is of type str; expected int"),
         ({"terms": [3, 3]}, "terms=[3, 3] holds a value twice"),
         ({"data_dir": None}, "data_dir=None is of type NoneType; expected str"),
-        ({"task": ["a", "b"]}, "task=['a', 'b'] is of type list; expected str"),
     ],
 )
 def test_a_wrong_name_or_value_is_refused_with_what_was_expected(given, named, folder):
@@ -149,15 +128,12 @@ def test_a_wrong_name_or_value_is_refused_with_what_was_expected(given, named, f
 @pytest.mark.parametrize(
     ("preset", "named"),
     [
-        ({"parameters": {"imge": 1}}, "imge: no such parameter"),
         ({"grid": {"tasks": ["a"]}}, "tasks: no such parameter"),
         ({"grid": {"task": "planes"}}, "task='planes' is of type str; expected list"),
         ({"grid": {"task": []}}, "the grid's task is empty"),
-        ({"grid": {"task": ["a", "a"]}}, "task=['a', 'a'] holds a value twice"),
         ({"grid": {"task": [1]}}, "task=1 is of type int; expected str"),
         ({"notebooks": {"02": {"tasks": 1}}}, f"tasks: no such parameter in {TWO} (did you mean task?)"),
         ({"notebooks": {"07": {}}}, "the preset's notebooks have '07'"),
-        ({"notebooks": {"0": {}}}, f"expected the start of one of {ONE}"),
     ],
 )
 def test_a_preset_with_a_wrong_name_or_value_is_refused(preset, named, folder):
@@ -174,8 +150,8 @@ def test_a_parameter_that_no_chosen_notebook_reads_is_refused_but_the_commands_o
     assert execution.parameters == {"results_dir": "/r"}
 
 
-def test_a_whole_number_is_a_number_also_in_a_list():
-    assert repr(check_type("x", [1, 0.5], list[float])) == "[1.0, 0.5]"
+def test_a_whole_number_and_an_exponent_are_numbers_also_in_a_list():
+    assert repr(check_type("x", [1, 0.5, "1e-3"], list[float])) == "[1.0, 0.5, 0.001]"
 
 
 def test_wanted_runs_are_those_of_the_tagged_cells_with_the_given_values(folder, tmp_path):
@@ -186,12 +162,6 @@ def test_wanted_runs_are_those_of_the_tagged_cells_with_the_given_values(folder,
     assert [settings.term for settings in found.runs] == [settings.term for settings in found.missing()] == [5, 6]
     assert (found.store.results_dir, found.weights, found.image_size) == (tmp_path / "results", False, 0)
     assert not (tmp_path / "results").exists()
-
-
-def test_a_cell_that_refuses_a_value_is_an_error_that_names_the_notebook(folder):
-    (execution,) = plan(EMPTY, {"lr": -1.0}, only="02", folder=folder)
-    with pytest.raises(UsageError, match=f"{TWO}: lr=-1.0: expected more than 0"):
-        wanted_runs(execution)
 
 
 def test_an_empty_list_is_named_also_where_a_cell_stumbles_over_it(folder):

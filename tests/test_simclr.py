@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -11,13 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from data_folders import write_images
+from safetensors import safe_open
 from torch import nn
 
 from fetal_utils import simclr
 from fetal_utils.data import Dataset
 from fetal_utils.images import open_extra_images
 from fetal_utils.losses import nt_xent_loss
-from fetal_utils.models import OFFLINE_BACKBONE, InitialWeights, build_encoder, build_optimizer, open_encoder
+from fetal_utils.models import OFFLINE_BACKBONE, InitialWeights, build_encoder, build_optimizer
 from fetal_utils.presets import UsageError
 from fetal_utils.runs import RunsFailedError, RunStore
 from fetal_utils.simclr import (
@@ -29,6 +31,7 @@ from fetal_utils.simclr import (
     health,
     main,
     open_pool,
+    pool_rows,
     settings_from,
     simclr_step,
 )
@@ -158,7 +161,7 @@ def test_no_chunk_is_a_single_view_whose_batch_normalisation_could_not_work(chun
 @pytest.mark.parametrize("pool", ["all", "planes", "brain_planes"])
 def test_the_pool_holds_all_training_patients_and_none_held_out(tiny_dataset, pool):
     table = tiny_dataset.metadata
-    rows = dataclasses.replace(SETTINGS, pool=pool).pool_rows(tiny_dataset)
+    rows = pool_rows(tiny_dataset, pool)
     expected = table["subset"] == "train"
     if pool == "brain_planes":
         expected &= (table["plane"] == "Fetal brain") & (table["brain_plane"] != "Other")
@@ -230,10 +233,9 @@ def test_what_a_pretraining_leaves(store, run, tiny_dataset):
     watched = run.log[["top1_accuracy", "effective_rank", "knn_macro_f1"]]
     assert watched.notna().all(axis=1).tolist() == [False, False, True]
     assert watched.iloc[-1, [0, 2]].between(0, 1).all()
-    encoder, about = open_encoder(run.weights)
+    about = json.loads(safe_open(run.weights, "pt").metadata()["about"])
     assert about["backbone"] == "test_efficientnet" and about["geometry"] == "crop"
-    assert not any(differ(weights_of(encoder), weights_of(SETTINGS.encoder(store))))
-    assert all(differ(weights_of(encoder), weights_of(START.encoder())))
+    assert all(differ(weights_of(SETTINGS.encoder(store)), weights_of(START.encoder())))
     head = SETTINGS.projection_head(store)
     assert head(torch.randn(5, 256)).shape == (5, 128) and not head.training
 
@@ -256,14 +258,6 @@ def test_held_out_images_and_labels_change_the_log_and_no_weight(tiny_dataset, r
     assert other.log["knn_macro_f1"].iloc[-1] != run.log["knn_macro_f1"].iloc[-1]
 
 
-def test_watching_more_often_changes_no_weight(tiny_dataset, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(simclr, "WATCH_EVERY", 1)
-    (often,) = new_store(tiny_dataset, tmp_path).get([SETTINGS])
-    assert often.log["knn_macro_f1"].notna().all()
-    assert same_weights(often, run)
-    pd.testing.assert_frame_equal(often.log.drop(columns="seconds").tail(1), run.log.drop(columns="seconds").tail(1))
-
-
 def test_images_of_one_patient_are_masked_if_asked_for(store, run):
     masked = changed(store, same_patient_negatives=False)
     assert masked.log["loss"].iloc[0] < run.log["loss"].iloc[0]  # fewer negatives to be told from
@@ -275,31 +269,19 @@ def test_a_batch_larger_than_the_pool_takes_the_whole_pool(store):
     assert facts["optimizer_steps"] == 2
 
 
-def test_chunks_as_large_as_the_batch_are_no_other_training_and_smaller_ones_see_other_statistics(store, run):
-    assert same_weights(changed(store, chunk_size=40), run)
-    assert not same_weights(changed(store, chunk_size=17), run)
-
-
-@pytest.mark.parametrize(
-    ("raised", "said"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), "MemoryError: out of memory with batch_size=20, chunk_size=0"),
-        (FloatingPointError("the loss is nan"), "FloatingPointError: the loss is nan"),
-    ],
-)
-def test_a_run_that_fails_says_why_and_keeps_the_epochs_before(tiny_dataset, run, tmp_path, monkeypatch, raised, said):
+def test_a_run_that_fails_says_why_and_keeps_the_epochs_before(tiny_dataset, run, tmp_path, monkeypatch):
     original, steps = simclr.simclr_step, []
 
     def failing(*args, **options):
         steps.append(1)
         if len(steps) == 5:
-            raise raised
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return original(*args, **options)
 
     store = new_store(tiny_dataset, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(simclr, "simclr_step", failing)
-        with pytest.raises(RunsFailedError, match=said):
+        with pytest.raises(RunsFailedError, match=r"MemoryError: out of memory: make batch_size .*batch_size=20"):
             store.get([SETTINGS])
     assert (store.folder(SETTINGS).with_suffix(".partial") / "checkpoint.pt").exists()
     torch.manual_seed(1234)  # no global generator has a say
@@ -313,13 +295,9 @@ def test_a_run_that_fails_says_why_and_keeps_the_epochs_before(tiny_dataset, run
     ("wrong", "message"),
     [
         ({"n_epochs": 0}, "expected n_epochs, projection_dim of 1 or more; given is .*n_epochs=0"),
-        ({"batch_size": 1}, "batch_size of 2, image_size of 8 px or more"),
-        ({"lr": 0.0}, "finite lr, temperature above 0"),
-        ({"temperature": math.nan}, "finite lr, temperature above 0"),
-        ({"temperature": math.inf}, "finite lr, temperature above 0"),
-        ({"weight_decay": -1.0}, "weight_decay, seed of 0 or more"),
-        ({"warmup_fraction": 1.0}, "warmup_fraction from 0 to less than 1"),
-        ({"image_size": 4}, "image_size of 8 px or more"),
+        ({"batch_size": 1, "image_size": 4}, "image_size of 8 px or more; batch_size of 2 or more; given is"),
+        ({"lr": 0.0}, "finite lr above 0"),
+        ({"temperature": math.nan}, "finite temperature above 0"),
         ({"chunk_size": 1}, "chunk_size of 0, or 2 or more"),
         ({"optimizer": "adam"}, "optimizer of adamw, sgd, lars"),
         ({"augmentation": "blurry"}, "augmentation='blurry' is unknown"),
@@ -348,11 +326,7 @@ def test_effective_rank_counts_equal_directions():
 @pytest.mark.parametrize(
     ("losses", "rank", "said"),
     [
-        (
-            [5.0, 2.0, 1.5, 1.1, 1.0, 1.0, 1.0, 1.0],
-            50,
-            r"Healthy: .*loss 5\.00 at first, 1\.00 at last, 5\.54 nats .*50\.0\)\.$",
-        ),
+        ([5.0, 2.0, 1.1, 1.0, 1.0, 1.0], 50, r"Healthy: .*loss 5\.00 at first, 1\.00 at last, 5\.54 nats .*50\.0\)\.$"),
         ([5.0, 3.0, 2.0, 1.0], 50, "Healthy.*in the last quarter: more epochs may help"),
         ([5.6, 5.5], 50, "Stuck at chance.*5.54 nats at chance"),  # ln(2 x 128 - 1)
         ([5.0, 1.0], 1.0, "Collapsed"),
@@ -375,9 +349,6 @@ def test_settings_that_are_not_given_have_their_defaults_and_every_one_can_be_gi
     texts = {entry.name: str(getattr(expected, entry.name)) for entry in dataclasses.fields(Pretrain)}
     texts |= {"backbone": "resnet18", "init": "random", "extra_images": str(tmp_path)}
     assert settings_from({name: text for name, text in texts.items() if name != "start"}) == expected
-    assert settings_from({"lr": "1", "seed": "4"}) == Pretrain(
-        start=InitialWeights(backbone=OFFLINE_BACKBONE, init="imagenet"), lr=1.0, seed=4
-    )
     with pytest.raises(UsageError, match="same_patient_negatives='no way' is of type str; expected bool"):
         settings_from({"same_patient_negatives": "no way"})
 
@@ -404,7 +375,6 @@ def test_the_command_makes_the_run_that_the_same_settings_name_and_prints_its_fo
         (["-p", "epochs", "3"], "epochs"),
         (["-p", "lr", "fast"], "lr='fast'"),
         (["-p", "temperature", "0"], "temperature above 0"),
-        (["-p", "backbone", "resnet19"], "resnet19"),
         (["-p", "init", "no.safetensors"], "no.safetensors"),
         (["-p", "pool", "feet"], "feet"),
         (["--data-dir", "no/such/folder"], "no/such/folder"),

@@ -15,7 +15,7 @@ from fetal_utils.environment import PROJECT_ROOT
 from fetal_utils.models import InitialWeights, build_encoder, save_weights
 from fetal_utils.runs import RunStore
 from fetal_utils.simclr import Pretrain
-from fetal_utils.strategies import DECLARED, STRATEGIES, Strategy, choose, supervised_run, with_dependencies
+from fetal_utils.strategies import STRATEGIES, Strategy, choose, supervised_run, with_dependencies
 from fetal_utils.training import DualTask, FineTune, LinearProbe
 
 SMALL = {"backbone": "test_efficientnet", "image_size": 32}
@@ -34,21 +34,6 @@ def ask(dataset, strategy, protocol="fine_tune", **changes):
 
 
 # --- settings ---
-
-
-def test_the_arms_of_the_study_and_the_comparisons_declared_beforehand():
-    inits = {"scratch": "random", "imagenet": "imagenet", "simclr_scratch": "random", "simclr_imagenet": "imagenet"}
-    inits |= {"dual_scratch": "random", "dual_imagenet": "imagenet", "imagenet_same_views": "imagenet"}
-    assert {name: about.init for name, about in STRATEGIES.items()} == inits
-    assert {name for name, about in STRATEGIES.items() if about.pretrains} == {"simclr_scratch", "simclr_imagenet"}
-    assert set(DECLARED) == {
-        ("simclr_imagenet", "imagenet"),
-        ("simclr_imagenet", "imagenet_same_views"),
-        ("dual_imagenet", "imagenet"),
-        ("dual_imagenet", "imagenet_same_views"),
-        ("simclr_scratch", "scratch"),
-        ("dual_scratch", "scratch"),
-    }
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -79,10 +64,6 @@ def test_rate_and_length_are_those_of_the_strategy_unless_given(dataset, monkeyp
     assert (run.lr, run.n_views) == (3e-3, 640)
     run = ask(dataset, "scratch", training={"n_views": 64, "lr": 1e-4})
     assert (run.lr, run.n_views) == (1e-4, 64)
-
-
-def test_a_rate_of_the_pretraining_does_not_name_another_dual_task(dataset):
-    assert ask(dataset, "dual_imagenet", pretraining=PRETRAINING | {"lr": 0.1}) == ask(dataset, "dual_imagenet")
 
 
 def test_a_probe_is_of_the_encoder_that_is_fine_tuned_and_counted_once_if_nothing_random_made_it(dataset):

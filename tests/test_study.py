@@ -9,7 +9,6 @@ import sys
 import tarfile
 import time
 import types
-import zipfile
 
 import nbformat
 import pytest
@@ -20,7 +19,7 @@ from toy_runs import Sum, computed, toy_store
 from fetal_utils import cluster, study
 from fetal_utils.data import Dataset, keep_metadata
 from fetal_utils.models import initial_weights
-from fetal_utils.presets import BESIDE, STUDY
+from fetal_utils.presets import STUDY
 from fetal_utils.runs import RESULTS_VERSION
 from fetal_utils.study import INTERRUPTED, main
 
@@ -72,15 +71,10 @@ def executed(monkeypatch):
     ("arguments", "named"),
     [
         (["--preset", "nope"], "--preset nope: there is none"),
-        (["--only", "99"], "99: no such notebook"),
         (["--from", "05"], "05: no such notebook"),
         (["-p", "imge_width", "32"], "did you mean image_width?"),
         (["-p", "image_width", "[4"], "-p image_width [4 is not YAML"),
-        (["-p", "image_width", "big"], "image_width='big' is of type str; expected int"),
-        (["-p", "lr", ".inf"], "lr=inf is of type float; expected a finite number"),
-        (["-p", "blank", "'false'"], "blank='false' is of type str; expected bool"),
         (["-p", "terms", "3"], "terms=3 is of type int; expected list[int]"),
-        (["-p", "terms", "[3, 3]"], "terms=[3, 3] holds a value twice"),
         (["-p", "terms", "[]"], f"{ONE} wants no run"),
         (["-p", "terms", "[1, -2]"], "term=-2: expected 0 or more"),  # by the settings' own check
         (["-p", "lr", "-1.0"], f"{ONE}: lr=-1.0: expected more than 0"),  # by the setup cell
@@ -130,13 +124,6 @@ def test_bad_data_ends_with_status_2_and_one_line(toy, executed, tmp_path, capsy
     assert executed == [ONE]
 
 
-def test_a_results_folder_that_can_not_be_written_is_named(toy, executed, capsys):
-    toy.write(ONE)
-    toy.results_dir.write_text("a file")
-    assert toy.run() == 2
-    assert str(toy.results_dir) in capsys.readouterr().err
-
-
 # --- notebooks ---
 
 
@@ -180,8 +167,8 @@ def test_a_failing_notebook_leaves_its_copy_the_others_go_on_and_a_success_remov
 
 
 def test_a_full_disk_stops_the_study_with_the_reason(toy, capsys):
-    toy.write(ONE, "from fetal_utils.environment import StorageError", "raise StorageError('no space')",
-              parameters=LIGHT, tagged=False)  # fmt: skip
+    source = "from fetal_utils.environment import StorageError\nraise StorageError('no space')"
+    toy.write(ONE, source, parameters=LIGHT, tagged=False)
     toy.write(TWO, "1", parameters=LIGHT, tagged=False)
     assert toy.run() == 1
     assert "StorageError: no space" in capsys.readouterr().err
@@ -200,19 +187,6 @@ def test_no_page_is_made_of_a_report_that_failed_and_one_that_can_not_be_made_is
     monkeypatch.setattr(study, "execute", lambda execution: 1 / 0)
     assert toy.run() == 1
     assert "report.html" not in capsys.readouterr().err
-
-
-def test_only_from_and_the_notebook_beside_the_study(toy, executed):
-    for name in (ONE, TWO, THREE, *BESIDE):
-        toy.write(name, parameters=LIGHT, tagged=False)
-    for arguments, expected in (
-        ([], [ONE, TWO, THREE]),
-        (["--from", "02"], [TWO, THREE]),
-        (["--only", "90"], [*BESIDE]),
-    ):
-        executed.clear()
-        assert toy.run(*arguments) == 0
-        assert executed == expected
 
 
 def test_paths_with_braces_spaces_and_other_letters_and_the_home_folder(tmp_path, toy, monkeypatch):
@@ -373,14 +347,12 @@ def contents(results_dir):
     return {path.relative_to(results_dir).as_posix() for path in results_dir.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("ending", [".tar.xz", ".tar.gz", ".zip", ""])
-def test_an_archive_holds_finished_runs_without_weights_and_restores_them(ending, finished, tmp_path, capsys):
-    file, other = tmp_path / f"runs{ending}", tmp_path / "other"
+def test_an_archive_holds_finished_runs_without_weights_and_restores_them(finished, tmp_path, capsys):
+    file, other = tmp_path / "runs.tar.xz", tmp_path / "other"
     assert main(["archive", str(file), "--results-dir", str(finished)]) == 0
     assert "2 runs, 0.00 MB" in capsys.readouterr().out
     first = file.read_bytes()
-    os.utime(next(finished.glob("runs/sum/*/record.json")))
-    time.sleep(1.1)  # times in archives have seconds
+    os.utime(next(finished.glob("runs/sum/*/record.json")), (0, 0))
     assert main(["archive", str(file), "--results-dir", str(finished)]) == 0
     assert file.read_bytes() == first
     assert main(["restore", str(file), "--results-dir", str(other)]) == 0
@@ -408,14 +380,12 @@ def test_the_kept_table_of_the_data_set_goes_with_the_runs(finished, tmp_path):
 
 
 def test_runs_that_are_there_are_never_overwritten(finished, tmp_path, capsys):
-    file = tmp_path / "runs.zip"
+    file = tmp_path / "runs.tar.xz"
     main(["archive", str(file), "--results-dir", str(finished)])
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    log = next(finished.glob("runs/sum/*/value.txt"))
     assert main(["restore", str(file), "--results-dir", str(finished)]) == 0
     assert "0 folders restored" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
-    assert log.exists()
 
 
 def a_run(unpacked):
@@ -437,7 +407,6 @@ def age_record(unpacked):
     ("change", "named"),
     [
         (lambda unpacked: (unpacked / "evil.sh").write_text("rm"), "evil.sh, which is no part of a run"),
-        (lambda unpacked: (a_run(unpacked) / "weights.safetensors").touch(), "weights.safetensors"),
         (lambda unpacked: (a_run(unpacked) / "record.json").unlink(), "record.json"),
         (lambda unpacked: (a_run(unpacked) / "log.csv").symlink_to("record.json"), "log.csv"),
         (break_record, "is of another run"),
@@ -445,37 +414,37 @@ def age_record(unpacked):
     ],
 )
 def test_an_archive_with_anything_else_is_refused_and_nothing_is_restored(change, named, finished, tmp_path, capsys):
-    file, unpacked = tmp_path / "runs.tar.gz", tmp_path / "unpacked"
+    file, unpacked = tmp_path / "runs.tar.xz", tmp_path / "unpacked"
     main(["archive", str(file), "--results-dir", str(finished)])
     with tarfile.open(file) as archive:
         archive.extractall(unpacked, filter="data")
     change(unpacked)
-    with tarfile.open(file, "w:gz") as archive:
+    with tarfile.open(file, "w:xz") as archive:
         archive.add(unpacked, "")
     assert main(["restore", str(file), "--results-dir", str(tmp_path / "other")]) == 2
     assert named in capsys.readouterr().err
     assert contents(tmp_path / "other") == set()
 
 
-def test_a_file_that_is_no_archive_or_leads_out_of_its_folder_is_refused(finished, tmp_path, capsys):
-    broken, evil, other = tmp_path / "broken.tar.gz", tmp_path / "evil.zip", tmp_path / "deep" / "other"
-    main(["archive", str(broken), "--results-dir", str(finished)])
-    broken.write_bytes(broken.read_bytes()[:200])
-    with zipfile.ZipFile(evil, "w") as archive:
-        archive.writestr("../../evil.txt", "out")
-    (tmp_path / "text.tar").write_text("text")
-    for file in (broken, evil, tmp_path / "text.tar", tmp_path / "nowhere.zip"):
-        assert main(["restore", str(file), "--results-dir", str(other)]) == 2
-        assert "Traceback" not in capsys.readouterr().err
-    assert contents(other) == set() and not list(tmp_path.rglob("evil.txt"))
+def test_a_file_that_is_no_archive_or_leads_out_of_its_folder_is_refused(finished, tmp_path):
+    names = [tmp_path / f"{name}.tar.xz" for name in ("whole", "cut", "changed", "text", "evil", "nowhere")]
+    whole, cut, changed, text, evil, _ = names
+    main(["archive", str(whole), "--results-dir", str(finished)])
+    content, middle = whole.read_bytes(), whole.stat().st_size // 2
+    cut.write_bytes(content[:middle])
+    changed.write_bytes(content[:middle] + bytes(20) + content[middle + 20 :])
+    text.write_text("text")
+    with tarfile.open(evil, "w:xz") as archive:
+        archive.add(text, "../../evil.txt")
+    for file in names[1:]:
+        assert main(["restore", str(file), "--results-dir", str(tmp_path / "deep" / "other")]) == 2
+    assert contents(tmp_path / "deep") == set() and not list(tmp_path.rglob("evil.txt"))
 
 
-def test_commands_without_what_they_need_end_with_status_2(tmp_path, capsys):
-    assert main(["archive", str(tmp_path / "x.zip"), "--results-dir", str(tmp_path)]) == 2
-    assert "holds no finished runs" in capsys.readouterr().err
-    for arguments in (["archive"], ["status", "file"], ["nonsense"], ["--only", "01", "--from", "02"]):
-        with pytest.raises(SystemExit, match="2"):
-            main(arguments)
+def test_an_archive_of_nothing_or_by_another_name_ends_with_status_2(finished, tmp_path, capsys):
+    for name, folder, reason in [("a.tar.xz", tmp_path, "holds no finished runs"), ("a.zip", finished, "in .tar.xz")]:
+        assert main(["archive", str(tmp_path / name), "--results-dir", str(folder)]) == 2
+        assert reason in capsys.readouterr().err
 
 
 def test_weights_that_the_hub_does_not_give_are_missed_before_the_first_run(monkeypatch):

@@ -8,7 +8,7 @@ from fetal_utils import tables
 from fetal_utils.comparison import claim, compare, label_efficiency, label_equivalence
 from fetal_utils.environment import write_json
 from fetal_utils.evaluation import metrics_table, patient_weights, score_runs
-from fetal_utils.tables import KINDS, TABLES, check_parts, list_runs, merge_tables, read, write_part
+from fetal_utils.tables import TABLES, check_parts, list_runs, merge_tables, read, write_part
 
 KEY = "0123456789012345"  # digits alone stay text
 
@@ -16,9 +16,8 @@ KEY = "0123456789012345"  # digits alone stay text
 def metrics(**values):
     """One row of the metrics table."""
     row = dict.fromkeys([column for group in TABLES["metrics"] for column in group], 0)
-    return pd.DataFrame(
-        [row | {"strategy": "scratch", "plane": "macro", "metric": "f1", "key": "a", "value": 0.5} | values]
-    )
+    row |= {"strategy": "scratch", "plane": "macro", "metric": "f1", "key": "a", "value": 0.5}
+    return pd.DataFrame([row | values])
 
 
 def write_record(results_dir, kind, key, *, settings=None, data_key=KEY, version=tables.RESULTS_VERSION, facts=None):
@@ -77,17 +76,12 @@ def test_what_evaluation_and_comparison_make_fits_the_tables(tmp_path):
     ]
     scores = score_runs(runs, patient_weights(range(5), n_resamples=20))
     made = {"metrics": metrics_table(scores), "label_efficiency": label_efficiency(scores), "claim": claim(scores)}
-    made |= {
-        "comparisons": compare(scores, [("simclr_imagenet", "imagenet")]),
-        "equivalence": label_equivalence(scores),
-    }
+    made |= {"comparisons": compare(scores, [("simclr_imagenet", "imagenet")])}
+    made |= {"equivalence": label_equivalence(scores)}
     for name, table in made.items():
         write_part(table, tmp_path, name, "04", data_key=KEY)
         assert len(read(tmp_path, name)) == len(table)  # no two rows are about the same
     write_part(made["comparisons"].assign(variant="text blanked"), tmp_path, "robustness", "04", data_key=KEY)
-    design = {"comparisons": "p_holm family verdict under_trained n_pairs resolved", "claim": "matching scale primary"}
-    for name, columns in design.items():
-        assert set(columns.split()) <= set(read(tmp_path, name).columns)
 
 
 # --- other data, other versions ---
@@ -99,20 +93,10 @@ def test_parts_of_other_data_or_another_version_are_refused_with_the_remedy(tmp_
     pd.read_csv(path, dtype=str).assign(**changed).to_csv(path, index=False)
     for refused in (
         lambda: write_part(metrics(), tmp_path, "metrics", "04", data_key=KEY),
-        lambda: merge_tables(tmp_path, KEY),
         lambda: check_parts(tmp_path, KEY),
     ):
         with pytest.raises(ValueError, match=r"metrics\.03\.csv .* choose another results_dir .* or delete the folder"):
             refused()
-
-
-def test_parts_of_two_data_sets_are_never_joined(tmp_path):
-    write_part(metrics(), tmp_path, "metrics", "03", data_key=KEY)
-    other = write_part(metrics(task="brain_planes"), tmp_path / "other", "metrics", "04", data_key="another")
-    other.rename(tmp_path / "tables" / "metrics.04.csv")
-    with pytest.raises(ValueError, match="another"):
-        merge_tables(tmp_path)
-    assert not (tmp_path / "metrics.csv").exists()
 
 
 # --- runs ---
@@ -133,15 +117,8 @@ def test_runs_that_tables_rest_on_are_listed_with_their_pretrainings_and_no_othe
     write_part(metrics(key="judged"), tmp_path, "metrics", "04", data_key=KEY)
     merge_tables(tmp_path)
     table = tables.read_table(tmp_path / "runs.csv")
-    assert list(table.columns) == [
-        "kind", "key", "task", "strategy", "label_fraction", "draw", "seed", "n_images", "n_patients", "views",
-        "seconds", "device", "data_key",
-    ]  # fmt: skip
-    assert table[["kind", "key", "views"]].to_numpy().tolist() == [
-        ["linear_probe", "judged", 3200],
-        ["simclr", "needed", 99],
-    ]
-    assert set(table["kind"]) <= set(KINDS)
+    found = table[["kind", "key", "views"]].to_numpy().tolist()
+    assert found == [["linear_probe", "judged", 3200], ["simclr", "needed", 99]]
     assert table.loc[0, ["strategy", "draw", "seconds", "data_key"]].tolist() == ["simclr_imagenet", 2, 2.5, KEY]
 
 

@@ -77,11 +77,6 @@ def test_a_trial_sees_no_label_of_a_test_image(dataset):
     np.testing.assert_array_equal(labels.evaluated, labels.development)
 
 
-def test_fewer_labels_are_a_part_of_more(dataset):
-    few, more = (dataclasses.replace(TUNED, label_fraction=f).labels(dataset).train for f in (0.2, 0.6))
-    assert set(few) < set(more)
-
-
 def test_a_draw_is_one_order_of_patients_for_every_task_strategy_and_seed(dataset):
     drawn = dataclasses.replace(TUNED, label_fraction=0.4, draw=3)
     patients = set(dataset.patients[drawn.labels(dataset).train])
@@ -124,13 +119,6 @@ def test_predictions_and_record_keep_the_contract(store, settings):
     assert facts["n_patients"] == train["patient"].nunique()
     assert facts["n_test_images"] == len(test)
     assert facts["views_seen"] == settings.cost(store.dataset)["views"]
-
-
-@EVERY
-def test_the_same_settings_give_the_same_predictions(dataset, store, tmp_path, settings):
-    torch.manual_seed(4321)  # no global generator has a say
-    (run,), (again,) = store.get([settings]), new_store(dataset, tmp_path).get([settings])
-    pd.testing.assert_frame_equal(again.predictions, run.predictions)
 
 
 @EVERY
@@ -233,26 +221,11 @@ def test_a_probe_in_the_span_of_its_images_is_the_probe_of_all_features(blobs):
     assert log["C"][log["macro_f1"].idxmax()] == probe.C
 
 
-def test_a_probe_of_equal_scores_takes_the_strongest_regularisation():
-    labels, patients = np.tile([0, 1], 6), np.arange(12)
-    probe, log = linear_probe(4.0 * (2 * labels - 1)[:, None], labels, patients)
-    assert (log["macro_f1"] == 1).all()
-    assert log["C"][0] == probe.C
-
-
 def test_folds_are_of_patients():
     patients = np.repeat(np.arange(12), 4)
     labels = patients % 2
     _, log = linear_probe(np.eye(12)[patients], labels, patients)  # the features know the patient and nothing else
     assert log["macro_f1"].max() < 0.6
-
-
-def test_where_a_class_has_two_patients_nothing_is_chosen(blobs):
-    features, labels, patients = blobs
-    patients = np.where(labels == 2, patients % 2, patients)
-    probe, log = linear_probe(features, labels, patients)
-    assert probe.C == 0.01
-    assert log["macro_f1"].isna().all()
 
 
 def test_features_are_standardised_by_the_rows_given_and_a_constant_does_no_harm():
@@ -338,11 +311,8 @@ def test_memory_that_runs_out_names_what_to_change(store, monkeypatch):
 
     monkeypatch.setattr(training, "supervised_step", exhausted)
     monkeypatch.setattr(training, "dual_step", exhausted)
-    for settings, remedy in (
-        (TUNED, "batch_size=16, image_size=32"),
-        (DUAL, "chunk_size=0, pretraining_batch_size=20"),
-    ):
-        with pytest.raises(RunsFailedError, match=remedy):
+    for settings in (TUNED, DUAL):
+        with pytest.raises(RunsFailedError, match="MemoryError: out of memory: make batch_size or image_size smaller"):
             store.get([dataclasses.replace(settings, seed=9)])
 
 
@@ -397,12 +367,6 @@ def test_losses_and_gradient_norms_of_a_dual_step_by_hand(parts):
     norms = [torch.cat([g.flatten() for g in own]).norm().item() for own in gradients]
     found = dual_step(model, **given, contrastive_weight=0.3, **OPTIONS)
     assert found.tolist() == pytest.approx([loss.item(), contrastive_loss.item(), *norms], rel=1e-4)
-
-
-def test_pieces_of_a_batch_take_a_dual_step_too(parts):
-    model, given = parts
-    found = dual_step(model, **given, contrastive_weight=0.5, chunk_size=4, **OPTIONS)
-    assert torch.isfinite(found).all()
 
 
 def test_a_dual_task_without_weight_is_a_fine_tuning_of_as_many_steps_and_views(store):
