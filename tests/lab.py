@@ -48,25 +48,7 @@ def write_with_parameters(notebook: Path, folder: Path, parameters: Mapping[str,
 
 @contextmanager
 def serve_lab(root: Path, home: Path) -> Iterator[str]:
-    """A Jupyter server on a free port of this machine alone, until the block ends.
-
-    Parameters
-    ----------
-    root : Path
-        Folder whose notebooks it shows.
-    home : Path
-        Empty folder for its settings, so that those of whoever runs the tests do not count.
-
-    Yields
-    ------
-    str
-        Address of JupyterLab, with its token after a "?".
-
-    Raises
-    ------
-    RuntimeError
-        If the server is not up within three minutes, with the end of what it said.
-    """
+    """Address of JupyterLab on a free port of this machine, with its token, until the block ends; ``home`` is for settings."""
     port, token = _free_port(), secrets.token_hex(16)
     for name, values in SETTINGS.items():
         file = home / "settings" / f"{name}.jupyterlab-settings"
@@ -121,16 +103,7 @@ def open_browser() -> Iterator[Browser]:
 
 
 class NotebookPage:
-    """A notebook open in JupyterLab.
-
-    Parameters
-    ----------
-    browser : Browser
-    lab : str
-        Address from `serve_lab`.
-    name : str
-        File of the notebook, from the server's root.
-    """
+    """A notebook open in JupyterLab, by its file from the server's root."""
 
     def __init__(self, browser: Browser, lab: str, name: str) -> None:
         self.page: Page = browser.new_page(viewport={"width": 1400, "height": 1000})
@@ -198,13 +171,7 @@ def read_picture(cell: Locator) -> str:
 
 
 def press_for_another_picture(cell: Locator, press: Callable[[Locator], object], *, timeout_s: float = 120) -> None:
-    """Do something to a cell's widget once, and wait until it shows other pixels.
-
-    Raises
-    ------
-    AssertionError
-        If it still shows the same ones after that time.
-    """
+    """Do something to a cell's widget once, and wait until it shows other pixels; an AssertionError if it does not."""
     before, end = read_picture(cell), time.monotonic() + timeout_s
     press(cell)
     while read_picture(cell) == before:
