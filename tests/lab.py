@@ -48,7 +48,7 @@ def write_with_parameters(notebook: Path, folder: Path, parameters: Mapping[str,
 
 @contextmanager
 def serve_lab(root: Path, home: Path) -> Iterator[str]:
-    """Address of JupyterLab on a free port of this machine, with its token, until the block ends; ``home`` is for settings."""
+    """Address of JupyterLab on a free port, with its token, until the block ends; ``home`` is for its settings."""
     port, token = _free_port(), secrets.token_hex(16)
     for name, values in SETTINGS.items():
         file = home / "settings" / f"{name}.jupyterlab-settings"

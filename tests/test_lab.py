@@ -100,12 +100,7 @@ def test_a_notebook_runs_from_the_menu_and_its_pictures_follow_what_is_moved(ope
 
 def slide(description: str):
     """A press on the middle of a slider's track."""
-
-    def press(cell):
-        slider = cell.locator(".widget-slider", has_text=description)
-        slider.locator(".noUi-target").click()
-
-    return press
+    return lambda cell: cell.locator(".widget-slider", has_text=description).locator(".noUi-target").click()
 
 
 def choose(description: str, option: str):

@@ -76,12 +76,6 @@ def test_commits_are_checked_by_the_tested_versions(name):
     assert f"\n{name}=={revision.removeprefix('v')}\n" in (PROJECT_ROOT / "constraints.txt").read_text()
 
 
-def test_every_file_of_the_package_is_packed():
-    data = PROJECT["tool"]["setuptools"]["package-data"]["*"]
-    files = [path for path in tracked("fetal_utils") if not path.endswith(".py")]
-    assert [path for path in files if not any(path.endswith(pattern.lstrip("*")) for pattern in data)] == []
-
-
 # --- what git carries ---
 
 
