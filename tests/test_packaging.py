@@ -34,9 +34,6 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)))
 
 
-# --- what is installed ---
-
-
 def test_the_package_and_conda_take_their_dependencies_from_the_requirements():
     assert PROJECT["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
     environment = yaml.safe_load((PROJECT_ROOT / "environment.yml").read_text())
