@@ -17,12 +17,12 @@ if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(n_threads)
 
 
-# files with tests that take minutes: begun first, none of them is left to one worker while the other has nothing to do
-LONG = ("test_notebooks.py", "test_lab.py")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
+    """Tests that take minutes begin the two halves of the list, as two workers begin with a half each."""
+    long = {name: [one for one in items if one.path.name == f"test_{name}.py"] for name in ("notebooks", "lab")}
+    rest = [one for one in items if one not in long["notebooks"] and one not in long["lab"]]
+    half = max(0, len(items) // 2 - len(long["notebooks"]))
+    items[:] = [*long["notebooks"], *rest[:half], *long["lab"], *rest[half:]]
 
 
 @pytest.fixture(scope="session")
