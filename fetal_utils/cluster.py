@@ -91,7 +91,7 @@ def connect(scheduler: str, *, spread_gpus: bool = True) -> Iterator[tuple[Clien
         return
     try:
         client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:  # the last where something else answers at that port
         reason = f"scheduler={scheduler!r} does not answer ({error}); is that what 'dask scheduler' printed?"
         raise ConnectionError(reason) from None
     with client:

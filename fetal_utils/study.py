@@ -88,7 +88,7 @@ def run_command(options: argparse.Namespace, notebook_dir: Path) -> int:
         preset = presets.read_preset(options.preset)
         executions = presets.plan(preset, given, only=options.only, start=options.start, folder=notebook_dir)
         wanted = [] if options.list else list(filter(None, map(presets.wanted_runs, executions)))
-        check_inputs(wanted, scheduler=scheduler, decode=not preview)
+        check_inputs(wanted, scheduler=scheduler, preview=bool(preview))
         if preview:
             folders = {execution.results_dir for execution in executions}
             print(describe(executions) if options.list else count_missing(wanted, folders))
@@ -120,14 +120,14 @@ def given_values(options: argparse.Namespace) -> dict[str, object]:
     return given
 
 
-def check_inputs(wanted: list[Wanted], *, scheduler: str, decode: bool) -> None:
-    """Check the settings of all missing runs and every image, and that the scheduler answers."""
+def check_inputs(wanted: list[Wanted], *, scheduler: str, preview: bool) -> None:
+    """Check the settings of all missing runs and, unless it is for a preview, every image and the scheduler."""
     for one in wanted:
         for settings in one.missing():
             settings.check(one.store.dataset)
-        if decode and one.image_size:
+        if one.image_size and not preview:
             one.store.dataset.images(one.image_size)
-    if scheduler:
+    if scheduler and not preview:
         with connect(scheduler):
             pass
 
