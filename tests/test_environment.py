@@ -12,7 +12,6 @@ from fetal_utils.environment import (
     PROJECT_ROOT,
     StorageError,
     check_writable,
-    describe_environment,
     pick_device,
     progress_bar,
     project_path,
@@ -55,14 +54,6 @@ def test_generators_of_the_same_seeds_draw_alike_and_those_of_others_do_not():
     assert first == torch.rand(1).item()
     with pytest.raises(ValueError, match="seed=-1"):
         set_seed(-1)
-
-
-def test_the_description_of_a_machine_names_device_versions_and_a_results_folder_that_need_not_exist(tmp_path):
-    table = describe_environment(tmp_path / "not" / "yet", device="cpu", data="a phantom")
-    assert table.index.tolist()[0] == "data"
-    assert table.loc["results", ""] == str(tmp_path / "not" / "yet")
-    assert table.loc["torch", ""] == torch.__version__.partition("+")[0]
-    assert not (tmp_path / "not").exists()
 
 
 def test_bars_that_nobody_watches_are_a_few_whole_lines(capfd, monkeypatch):

@@ -44,13 +44,6 @@ def test_every_preset_fits_the_notebooks_and_no_copy_overwrites_another(name):
     assert len({(execution.results_dir, execution.name) for execution in executions}) == len(executions)
 
 
-def test_what_a_preset_lacks_is_empty(tmp_path):
-    path = tmp_path / "mine.yaml"
-    for text in ("", "parameters:\ngrid:  # nothing yet\n"):
-        path.write_text(text)
-        assert read_preset(str(path)) == EMPTY
-
-
 @pytest.mark.parametrize(
     ("text", "named"),
     [

@@ -201,9 +201,3 @@ def test_paths_and_modules_that_the_readme_names_are_there():
     modules = sorted((PROJECT_ROOT / "fetal_utils").glob("[a-z]*.py"))
     assert [path.stem for path in modules if not re.search(rf"\b{path.stem}\b", layout)] == []
     assert len(README.splitlines()) <= 250
-
-
-def test_what_the_demo_takes_is_said_the_same_everywhere():
-    rows = [line for line in README.splitlines() if line.startswith(("| `make study`", "| `demo`"))]
-    minutes = [re.search(r"(\d+) minutes on 2 cores", row)[1] for row in rows]
-    assert len(minutes) == 2 and len(set(minutes)) == 1

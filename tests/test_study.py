@@ -282,15 +282,6 @@ def test_a_dry_run_counts_what_is_missing_and_computes_nothing(toy, capsys):
     assert re.search(r"sum +2 +0 +0 +1 +[\d.]+ ", said) and "2 runs are missing" in said
 
 
-def test_list_shows_presets_and_parameters_with_their_meaning(toy, capsys):
-    toy.write(ONE)
-    assert toy.run("--list", "-p", "backbone", "large") == 0
-    said = capsys.readouterr().out
-    assert all(f"{name}: " in said for name in ("demo", "smoke", "laptop", "gpu", "paper"))
-    assert "  backbone = 'large'  # a network" in said and "terms = [1, 2]  # of the sums" in said
-    assert not toy.results_dir.exists()
-
-
 def test_status_shows_folders_of_several_backbones_and_a_folder_without_a_study_is_an_error(toy, capsys):
     for name in ("r18", "r50"):
         toy_store(toy.results_dir / name).get([Sum(term=1)])

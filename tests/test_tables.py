@@ -8,7 +8,7 @@ from fetal_utils import tables
 from fetal_utils.comparison import claim, compare, label_efficiency, label_equivalence
 from fetal_utils.environment import write_json
 from fetal_utils.evaluation import metrics_table, patient_weights, score_runs
-from fetal_utils.tables import TABLES, check_parts, list_runs, merge_tables, read, write_part
+from fetal_utils.tables import TABLES, check_parts, merge_tables, read, write_part
 
 KEY = "0123456789012345"  # digits alone stay text
 
@@ -120,8 +120,3 @@ def test_runs_that_tables_rest_on_are_listed_with_their_pretrainings_and_no_othe
     found = table[["kind", "key", "views"]].to_numpy().tolist()
     assert found == [["linear_probe", "judged", 3200], ["simclr", "needed", 99]]
     assert table.loc[0, ["strategy", "draw", "seconds", "data_key"]].tolist() == ["simclr_imagenet", 2, 2.5, KEY]
-
-
-def test_a_folder_without_runs_has_an_empty_list(tmp_path):
-    assert list_runs(tmp_path, KEY).empty
-    assert merge_tables(tmp_path) == []
