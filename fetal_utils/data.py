@@ -213,6 +213,15 @@ class Dataset:
         return open_images(self.paths, image_format, cache_dir=self.cache_dir, progress=progress)
 
 
+def predictions_table(dataset: Dataset, task: Task, rows: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """The table of a run's ``predictions.csv`` for rows of the data set; probabilities (n_images, n_classes)."""
+    classes = np.array(task.classes)
+    table = dataset.metadata.iloc[rows][["image_name", "patient", "operator", "machine"]]
+    table = table.assign(true=classes[dataset.labels(task)[rows]], predicted=classes[probabilities.argmax(axis=1)])
+    table[[f"probability_{name}" for name in classes]] = probabilities.round(6)
+    return table
+
+
 def keep_metadata(dataset: Dataset) -> Path:
     """Copy a data set's table beside its results, so that what they say can be worked out again without an image."""
     folder = Path(dataset.cache_dir).parent / "data"

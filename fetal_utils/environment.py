@@ -116,11 +116,15 @@ class ProgressLines(tqdm.std.tqdm):
             print(str(self).rstrip(), file=self.fp, flush=True)
 
 
+def somebody_watches() -> bool:
+    """Whether an application with a screen, Jupyter's server or VS Code, started this kernel."""
+    return any(name == "JPY_SESSION_NAME" or name.startswith("VSCODE_") for name in os.environ)
+
+
 def progress_bar(*, show: bool = True, leave: bool = True, **options) -> tqdm.std.tqdm:
     """tqdm's bar; where nobody watches (a log, an executed notebook), a line every 30 s at most."""
     options |= {"disable": not show, "leave": leave}
-    front_end = any(name == "JPY_SESSION_NAME" or name.startswith("VSCODE_") for name in os.environ)
-    if front_end if "ipykernel.kernelapp" in sys.modules else sys.stderr.isatty():
+    if somebody_watches() if "ipykernel.kernelapp" in sys.modules else sys.stderr.isatty():
         return tqdm.auto.tqdm(mininterval=0.2, **options)
     delay = 0 if leave else LINE_INTERVAL_S  # a bar that would vanish has lines only if it lasts
     return ProgressLines(mininterval=LINE_INTERVAL_S, maxinterval=LINE_INTERVAL_S, delay=delay, position=1, **options)

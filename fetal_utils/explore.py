@@ -1,7 +1,6 @@
 """Things to move in JupyterLab: one explorer of any table's rows, and the augmentation lab; elsewhere still figures."""
 
 import io
-import os
 from collections.abc import Callable, Sequence
 
 import ipywidgets
@@ -9,15 +8,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from fetal_utils.environment import somebody_watches
 from fetal_utils.plots import contact_sheet
 
 EVERY = "every"  # the choice of a filter that lets all rows through
 WIDE, WRAP = {"description_width": "initial"}, {"flex_flow": "row wrap"}  # so that nothing is cut off
-
-
-def somebody_watches() -> bool:
-    """Whether an application with a screen, Jupyter's server or VS Code, started this kernel."""
-    return any(name == "JPY_SESSION_NAME" or name.startswith("VSCODE_") for name in os.environ)
 
 
 def explore(

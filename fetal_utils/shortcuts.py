@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fetal_utils.data import Dataset, Task
+from fetal_utils.data import Dataset, Task, predictions_table
 from fetal_utils.images import corner_shape, digest
 
 THUMBNAIL_SIZE = 32  # px, of the pixel baselines
@@ -49,15 +49,6 @@ def class_shares(train_values: Sequence[str], train_codes: Sequence[int], test_v
     shares = pd.crosstab(np.asarray(train_values), np.asarray(train_codes), normalize="index", margins=True)
     known = np.where(np.isin(test_values, train_values), test_values, "All")  # the row of the margins
     return shares.loc[known].to_numpy()
-
-
-def predictions_table(dataset: Dataset, task: Task, rows: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """The table of a run's ``predictions.csv`` for rows of the data set; probabilities (n_images, n_classes)."""
-    classes = np.array(task.classes)
-    table = dataset.metadata.iloc[rows][["image_name", "patient", "operator", "machine"]]
-    table = table.assign(true=classes[dataset.labels(task)[rows]], predicted=classes[probabilities.argmax(axis=1)])
-    table[[f"probability_{name}" for name in classes]] = probabilities.round(6)
-    return table
 
 
 def burn_text(images: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

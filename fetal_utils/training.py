@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from fetal_utils import models
-from fetal_utils.data import Dataset
+from fetal_utils.data import Dataset, predictions_table
 from fetal_utils.environment import torch_generator, write_table
 from fetal_utils.epochs import GeneratorState, run_epochs
 from fetal_utils.losses import nt_xent_loss
@@ -99,11 +99,8 @@ class Supervised(Settings):
 
     def finish(self, work: Work, labels: Labels, predict: Predict, **facts: object) -> None:
         """Write ``predictions.csv`` and count what the run has seen."""
-        rows, classes, probabilities = labels.evaluated, np.array(labels.classes), predict(labels.evaluated)
-        table = work.dataset.metadata.iloc[rows][["image_name", "patient", "operator", "machine"]]
-        table = table.assign(true=classes[labels.codes[rows]], predicted=classes[probabilities.argmax(1)])
-        table[[f"probability_{name}" for name in classes]] = probabilities.round(6)
-        write_table(table, work.folder / "predictions.csv")
+        rows, task = labels.evaluated, work.dataset.task(self.task)
+        write_table(predictions_table(work.dataset, task, rows, predict(rows)), work.folder / "predictions.csv")
         n_patients = len(np.unique(work.dataset.patients[labels.train]))
         facts |= {"n_images": len(labels.train), "n_patients": n_patients}
         facts |= {"classes": list(labels.classes), "class_counts": labels.class_counts.tolist()}

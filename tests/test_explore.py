@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetal_utils.explore import augmentation_lab, explore, somebody_watches
+from fetal_utils.environment import somebody_watches
+from fetal_utils.explore import augmentation_lab, explore
 
 TABLE = pd.DataFrame(
     {
