@@ -138,7 +138,8 @@ def grid(
 TRIED = {"imagenet": (0.25, 1.0), "simclr_imagenet": (0.25, 1.0), "scratch": (1.0,), "simclr_scratch": (1.0,)}
 TRIED |= {"dual_imagenet": (0.25,), "imagenet_same_views": (0.25,)}  # at which label fractions
 RATES = (0.4, 2.5)  # times the strategy's own
-PRETRAININGS = ({"lr": 5e-4}, {"lr": 2e-3}, {"n_epochs": 80}, {"temperature": 0.1})  # else `Pretrain`'s own
+# what of `Pretrain`'s own settings is changed, one at a time
+PRETRAININGS = ({"lr": 5e-4}, {"lr": 2e-3}, {"n_epochs": 80}, {"temperature": 0.1}, {"temperature": 0.5})
 DEFAULT, LONGER, OF_SIMCLR = "default", "double length", "SimCLR: "  # settings in words
 CELL = ["protocol", "task", "label_fraction", "draw", "seed"]  # what a trial shares with the default it is judged by
 LENGTHS = ("n_views", "n_epochs")
@@ -148,8 +149,8 @@ RELEVANT = 0.02  # macro-F1
 def plan_trials(dataset: Dataset, *, backbone: str, image_size: int) -> dict[Supervised, str]:
     """The runs of the trials, all judged on development patients, each with the setting that it tries in words.
 
-    Two pairs, crossed with both tasks; where a run costs a pretraining, and for the length, a task each. Beside them
-    probes, which cost no views.
+    Two pairs, crossed with both tasks; a task each from random weights, where a run costs a pretraining, and for the
+    length. Beside them probes, which cost no views.
     """
     tasks, planned = ("planes", "brain_planes"), {}
     every_cell, two_cells = list(product(tasks, (0, 1))), list(zip(tasks, (0, 1), strict=True))
@@ -162,7 +163,7 @@ def plan_trials(dataset: Dataset, *, backbone: str, image_size: int) -> dict[Sup
 
     for strategy, fraction in ((strategy, fraction) for strategy, parts in TRIED.items() for fraction in parts):
         arm = STRATEGIES[strategy]
-        cells = two_cells if arm.dual or arm.same_views else every_cell
+        cells = two_cells if arm.dual or arm.same_views or arm.init == "random" else every_cell
         add(DEFAULT, strategy, fraction, cells, arm.protocols)
         for rate in RATES:
             add(f"lr x {rate:g}", strategy, fraction, cells, PROTOCOLS[:1], training={"lr": rate * arm.lr})

@@ -33,7 +33,6 @@ LARGEST = {  # strengths, in the order in which the operations are applied
     "time_gain": 1.0,  # relative change of brightness at a depth
     "contrast": 1.0,  # relative change of the distance to the mean
     "gamma": 2.0,  # gamma from 1 / (1 + strength) to 1 + strength
-    "erase": 0.5,  # share of the area made black
 }
 PRESETS: dict[str, tuple[Row, ...]] = {
     "ultrasound": (
@@ -47,7 +46,6 @@ PRESETS: dict[str, tuple[Row, ...]] = {
         Row("time_gain", 0.3, 0.5, "eight knobs of the scanner, one for each depth"),
         Row("contrast", 0.3, 0.8, "the dynamic range chosen on the scanner"),
         Row("gamma", 0.3, 0.5, "the gray map chosen on the scanner"),
-        Row("erase", 0.05, 0.2, "a shadow or a caliper hides a part; small and rare, as it can hide the cavum too"),
     ),
     "simclr": (
         Row("crop", 0.92, 1.0, "area from 8 to 100 %, the paper's; may cut out all that names a plane"),
@@ -101,7 +99,6 @@ def build_operations(rows: Sequence[Row], image_size: int) -> list[nn.Module]:
         "time_gain": Factor(time_gain, s["time_gain"], p=p["time_gain"]),
         "contrast": K.ColorJitter(contrast=s["contrast"], p=p["contrast"]),
         "gamma": K.RandomGamma((1 / (1 + s["gamma"]), 1 + s["gamma"]), p=p["gamma"]),
-        "erase": K.RandomErasing((s["erase"] / 10, s["erase"]), (0.5, 2.0), p=p["erase"]),
     }
     return [operation for name, operation in operations.items() if p[name] > 0]
 

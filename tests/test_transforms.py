@@ -187,13 +187,6 @@ def test_speckle_has_the_deviation_asked_for_and_leaves_black_black():
     assert view(constant_images(0), "speckle", 0.3).max() == 0
 
 
-def test_erase_blackens_one_rectangle_of_at_most_its_strength():
-    erased = view(constant_images(100), "erase", 0.2)[:, 0] == 0
-    height, width = erased.any(2).sum(1), erased.any(1).sum(1)
-    assert torch.equal(erased.sum((1, 2)), height * width)
-    assert 0.15 < (erased.sum((1, 2)) / SIZE**2).max() < 0.2 + 2 * math.sqrt(0.4) / SIZE  # whole px
-
-
 # --- the presets ---
 
 
