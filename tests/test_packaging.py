@@ -126,3 +126,12 @@ def test_modules_do_not_import_each_other_in_a_circle():
 def test_the_phantom_needs_no_more_of_the_helper_than_layout_and_environment():
     text = "\n".join(path.read_text() for path in (PACKAGE / "phantom").glob("*.py"))
     assert set(re.findall(r"from fetal_utils\.(\w+)", text)) <= {"environment", "images", "splits", "phantom"}
+
+
+def test_the_package_names_imports_that_work():
+    import fetal_utils
+
+    lines = [line.strip() for line in fetal_utils.__doc__.splitlines() if " import " in line]
+    assert len(lines) >= 10
+    for line in lines:
+        exec(line, {})
