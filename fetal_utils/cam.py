@@ -129,16 +129,10 @@ def score_maps(
 ) -> pd.DataFrame:
     """Every score of every image and map, and its difference to the random map of the same image.
 
-    Columns ``image`` (position), ``map, score, value, difference``, NaN where a score does not exist.
-
-    Parameters
-    ----------
-    model, inputs, classes
-        A classifier in evaluation mode, what it is given, (n_images, 1, side, side), and which class each map explains.
-    maps, masks : mapping of str to ndarray, shape (n_images, side, side)
-        "random" is among the maps; the masks are from `read_masks`.
-    percentiles, only_masks
-        Of `road`, which costs most: none leaves it out. Leave out insertion and deletion too, dozens of passes.
+    Columns ``image`` (position), ``map, score, value, difference``, NaN where a score does not exist. The model is in
+    evaluation mode, ``inputs`` what it is given, (n_images, 1, side, side), ``classes`` what each map explains; maps
+    ("random" is among them) and masks (see `read_masks`) are (n_images, side, side). Without ``percentiles`` there is
+    no `road`, which costs most; with ``only_masks`` neither insertion nor deletion, which take dozens of passes.
     """
     side, parts = inputs.shape[-1], []
     blurred = gaussian_blur(inputs, [side // 2 * 2 - 1] * 2, [0.1 * side] * 2)  # less still tells planes apart

@@ -19,10 +19,7 @@ RELEVANT = 0.03  # of macro-F1: an interval within plus and minus this is no rel
 MIN_LEVELS = 3  # pairs (seeds, draws) behind a verdict: of two, a 95 % interval may hold the truth in 87 % of studies
 MIN_FRACTIONS = 4  # of a curve that is read between its points
 N_EQUIVALENCE = 300  # resamples of a label equivalence, which is read off a grid of numbers anyway
-ADVANTAGE, DISADVANTAGE, EQUAL, UNRESOLVED = "advantage", "disadvantage", "no relevant difference", "not resolved"
-DEMONSTRATION = "demonstration, too few pairs for a verdict"
-ONE_SEED, TWO_SEEDS = "one seed, no finding", "two seeds, no finding"
-EXPLORATORY, INCOMPLETE = "exploratory", "fractions are missing, no verdict"
+EXPLORATORY = "exploratory"
 CLAIM_TASKS = ("brain_planes", "planes")  # the gain on the first minus the gain on the second
 CLAIMS = (("simclr_imagenet", (0.1, 0.25, 0.5)), ("dual_imagenet", (0.1,)))  # over imagenet, fine-tuned; primary first
 
@@ -107,7 +104,7 @@ def by_group(runs: Sequence, weights: pd.DataFrame, *, column: str, training: pd
         row = {column: value, "n_train_images": int((training == value).sum()), "n_images": len(inside)}
         row |= {"n_patients": inside["patient"].nunique(), "n_classes": inside["true"].nunique()}
         if row["n_patients"] > 1:
-            arm = pick(score_runs(runs, weights, metrics=["f1"], within=(column, [value])), plane="macro")
+            arm = pick(score_runs(runs, weights, metrics=["f1"], within=(column, value)), plane="macro")
             row |= estimate(*align([arm]), n_patients=row["n_patients"])
         rows.append(row)
     counts = ["n_train_images", "n_images", "n_patients", "n_classes"]
@@ -121,24 +118,13 @@ def compare(
     demonstration: bool = False,
     under_trained: Collection[str] = (),
 ) -> pd.DataFrame:
-    """Every declared pair of strategies, and every other strategy minus `BASELINE`, over shared draws and seeds.
+    """Rows of ``comparisons.csv``: declared pairs of strategies, and every other strategy minus `BASELINE`.
 
-    Parameters
-    ----------
-    scores : DataFrame
-        Rows of `score_runs`, all that a reader will look at together.
-    declared : sequence of (strategy, baseline)
-        Pairs that get a verdict on macro-F1, declared before anything was run.
-    demonstration : bool
-        Of too few pairs on purpose: intervals, and no verdict.
-    under_trained : collection of str
-        See `label_efficiency`.
-
-    Returns
-    -------
-    DataFrame
-        Rows of ``comparisons.csv``. A family is a task and protocol, its members are the declared pairs at all label
-        fractions; ``p_holm`` is corrected within it (Holm 1979). Other metrics and pairs have an empty verdict.
+    ``scores`` are rows of `score_runs`, all that a reader will look at together, and are compared over the draws and
+    seeds that both strategies have. Only pairs that were ``declared`` (strategy, baseline) before anything was run have
+    a verdict, on macro-F1. A family is a task and protocol, its members are the declared pairs at all label fractions;
+    ``p_holm`` is corrected within it (Holm 1979). A ``demonstration``, of too few pairs on purpose, has intervals and
+    no verdict; ``under_trained`` as in `label_efficiency`. ValueError if there is nothing to compare.
     """
     rows, by = [], ["metric", "task", "protocol", "label_fraction"]
     for (metric, task, protocol, fraction), group in pick(scores, plane="macro").groupby(level=by, sort=False):
@@ -173,12 +159,15 @@ def add_verdicts(table: pd.DataFrame, *, demonstration: bool = False) -> pd.Data
 
 
 def judge(row: pd.Series, *, demonstration: bool = False) -> str:
-    """The verdict, in this module's words, on a row with ``levels, difference, low, high, resolved``."""
-    if demonstration or row["levels"] < MIN_LEVELS:
-        return DEMONSTRATION if demonstration else ONE_SEED if row["levels"] < 2 else TWO_SEEDS
+    """The verdict, in words, on a row with ``levels, difference, low, high, resolved``."""
+    if demonstration:
+        return "demonstration, too few pairs for a verdict"
+    if row["levels"] < MIN_LEVELS:
+        return "one seed, no finding" if row["levels"] == 1 else "two seeds, no finding"
     if row["resolved"]:
-        return ADVANTAGE if row["difference"] > 0 else DISADVANTAGE
-    return EQUAL if row["low"] >= -RELEVANT and row["high"] <= RELEVANT else UNRESOLVED
+        return "advantage" if row["difference"] > 0 else "disadvantage"
+    is_small = row["low"] >= -RELEVANT and row["high"] <= RELEVANT
+    return "no relevant difference" if is_small else "not resolved"
 
 
 def power(table: pd.DataFrame, *, gains: Sequence[float] = (0.05, 0.10, 0.15)) -> pd.DataFrame:
@@ -257,26 +246,27 @@ def claim(scores: pd.DataFrame, *, demonstration: bool = False, under_trained: C
         n_patients = max(mean_level(arm, "n_test_patients") for arm in arms.values())
         about = {"protocol": "fine_tune", "strategy": strategy, "baseline": BASELINE, "n_pairs": curves.shape[1]}
         about |= {"levels": curves.shape[1], "under_trained": bool({strategy, BASELINE} & set(under_trained))}
-        chosen = [place for place, fraction in enumerate(found) if fraction in declared]
-        # each point: fractions in words, images, weights of the fractions (task, point, fraction), whether declared
-        points, unit = [], np.eye(len(found))
-        for places in filter(None, [chosen, *([place] for place in range(len(found)) if [place] != chosen)]):
-            text, n = ", ".join(f"{found[place]:g}" for place in places), numbers[0, places].mean()
-            points.append((text, n, np.stack([unit[places]] * 2), places is chosen))
+        gains, chosen = ours - theirs, [place for place, fraction in enumerate(found) if fraction in declared]
+        points = []  # fractions in words, images, gains and baseline's scores (task, fraction, ...), whether declared
+        for places in [chosen, *([place] for place in range(len(found)) if [place] != chosen)]:
+            if places:
+                text = ", ".join(f"{found[place]:g}" for place in places)
+                points.append((text, numbers[0, places].mean(), gains[:, places], theirs[:, places], places is chosen))
         low, high = numbers.min(axis=1).max(), numbers.max(axis=1).min()
         for n in np.geomspace(low, high, 3) if len(found) >= MIN_FRACTIONS and low < high else []:
-            weights = [[[np.interp(np.log(n), np.log(own), one) for one in unit]] for own in numbers]
-            points.append(("", n, np.array(weights), False))
-        for (text, n, weights, is_declared), scale in itertools.product(points, ("f1", "relative")):
-            gain, base = (np.einsum("tpf,tf...->tp...", weights, one) for one in (ours - theirs, theirs))
+            weights = [[np.interp(np.log(n), np.log(own), one) for one in np.eye(len(found))] for own in numbers]
+            between = (np.einsum("tf,tf...->t...", weights, one)[:, None] for one in (gains, theirs))
+            points.append(("", n, *between, False))
+        for (text, n, gain, base, is_declared), scale in itertools.product(points, ("f1", "relative")):
             gain = (relative_gain(gain, base) if scale == "relative" else gain).mean(axis=1)
             row = about | {"matching": "fraction" if text else "number", "label_fraction": text, "n_images": n}
             row |= {f"gain_{task}": one[..., 0].mean() for task, one in zip(CLAIM_TASKS, gain, strict=True)}
             row |= {"scale": scale, "verdict": EXPLORATORY} | estimate(gain[0] - gain[1], n_patients=n_patients)
             row |= {"difference": row["value"], "resolved": row["p"] <= ALPHA}
             if is_declared and scale == "f1":
-                is_whole = len(chosen) == len(declared)
-                row["verdict"] = judge(row, demonstration=demonstration) if is_whole or demonstration else INCOMPLETE
+                row["verdict"] = judge(row, demonstration=demonstration)
+                if len(chosen) < len(declared) and not demonstration:
+                    row["verdict"] = "fractions are missing, no verdict"
             rows.append(row | {"primary": row["verdict"] != EXPLORATORY and strategy == CLAIMS[0][0]})
     table = pd.DataFrame(rows).rename(columns={"difference": "difference_of_gains"})
     return table.drop(columns=["value", "levels"], errors="ignore")

@@ -158,10 +158,10 @@ class Dataset:
         task = self.tasks[name]
         labels = self.metadata[task.label_column]
         if unknown := sorted(set(labels) - set(task.classes) - set(task.left_out)):
-            image = self.metadata["image_name"][labels == unknown[0]].iloc[0]
-            remedy = f"correct the label, or describe a task of your own in {TASKS_NAME}"
-            label = f"{task.label_column} {unknown[0]!r} (of {image})"
-            raise ValueError(f"task {name!r} does not know {label}, its classes are {list(task.classes)}; {remedy}")
+            remedy = f"correct the table, or describe a task of your own in {TASKS_NAME}"
+            raise ValueError(
+                f"task {name!r} knows {list(task.classes)}, not {task.label_column} {unknown[:5]}; {remedy}"
+            )
         present = tuple(label for label in task.classes if (labels == label).any())
         untrained = set(present) - set(labels[self.metadata["subset"] == "train"])
         if len(present) < 2 or untrained:
@@ -196,14 +196,12 @@ class Dataset:
         return rng.permutation(np.unique(self.patients[self.rows("train")]))
 
     def summary(self, task_name: str) -> pd.DataFrame:
-        """What the subsets of a task hold and what was left out, see `data_summary`."""
-        self.task(task_name)  # which restricts it; here a class that is absent counts 0
+        """What the subsets of a task hold, a class that is absent with 0, and what was left out: see `data_summary`."""
         return data_summary(self.metadata, self.tasks[task_name], development_fraction=self.development_fraction)
 
     def image_format(self, image_size: int, *, geometry: str | None = None) -> ImageFormat:
         """How a picture becomes a square here."""
-        geometry = geometry or self.geometry
-        return ImageFormat(image_size, geometry, self.blank_text and geometry != "text_corner")  # asked as it was
+        return ImageFormat(image_size, geometry or self.geometry, self.blank_text)
 
     def images(self, image_size: int, *, geometry: str | None = None, progress: bool = True) -> np.memmap:
         """All images, decoded once: uint8, shape (n_rows, image_size, image_size)."""

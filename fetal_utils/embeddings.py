@@ -98,23 +98,15 @@ def embedding_scores(
 ) -> pd.DataFrame:
     """All scores of one encoder's features and of maps of them: rows of ``embedding_scores.csv``.
 
-    Parameters
-    ----------
-    features : ndarray, shape (n_images, n_features)
-        Of test images: those trained on would flatter the encoder.
-    maps : mapping of (method, setting) to ndarray, shape (n_images, 2)
-        Method "pca", "tsne" or "umap"; the features' own space is added as "original".
-    table, weights : DataFrame
-        ``patient``, ``plane`` and ``machine`` of each image; the table of `evaluation.patient_weights`.
+    Features, (n_images, n_features), are those of test images, as images trained on would flatter the encoder; maps,
+    (n_images, 2), have the key (method, setting), and the features' own space is added as "original". ``table`` has
+    ``patient``, ``plane`` and ``machine`` of each image, ``weights`` are `evaluation.patient_weights`.
 
-    Returns
-    -------
-    DataFrame
-        Columns ``method, setting, label, score, value, low, high``; 95 % over patients, NaN where nothing is resampled.
-        ``trustworthiness`` and ``continuity`` (neighbours on the map are neighbours by features, and the reverse) are
-        of the label "all", and about 0.5 by chance (Venna and Kaski 2001, LNCS 2130:485).
+    Intervals of 95 % are over patients, NaN where nothing is resampled. ``trustworthiness`` and ``continuity``
+    (neighbours on the map are neighbours by features, and the reverse) have the label "all", and are about 0.5 by
+    chance (Venna and Kaski 2001, LNCS 2130:485).
     """
-    features, patients, rows = check_features(features), table["patient"].to_numpy(), []
+    patients, rows = table["patient"].to_numpy(), []
     unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)  # Euclidean order is by cosine
     k = min(N_NEIGHBOURS, (len(features) - 1) // 2)  # scikit-learn asks for less than half of the images
     for (method, setting), points in {("original", f"{features.shape[1]} features"): features, **maps}.items():
@@ -134,15 +126,13 @@ def embedding_scores(
 
 
 def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
-    """Debiased linear CKA of activations of the same images, (n_images, n_a) and (n_images, n_b).
+    """Debiased linear CKA of activations of the same 4 images or more, (n_images, n_a) and (n_images, n_b).
 
     1 for the same up to rotation and one scale; about 0, also a little below, for unrelated ones; NaN if one does not
     vary. The plain estimator tends to 1 for any two networks as images become fewer than activations. Kornblith et al.
     2019, arXiv:1905.00414, equation 4; terms of Song et al. 2012, J Mach Learn Res 13:1393, equation 5.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if len(a) != len(b) or len(a) < 4 or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError(f"activations of {len(a)} and {len(b)} images: expected finite ones of the same 4 or more")
     if (a == a[0]).all() or (b == b[0]).all():
         return np.nan
     n, a, b = len(a), a - a.mean(axis=0), b - b.mean(axis=0)

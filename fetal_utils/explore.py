@@ -24,8 +24,6 @@ def explore(
     are chosen by the columns ``filters``; a choice that leaves none sets the other filters back. Where nobody watches,
     there is no widget: the row, or the page, that begins at ``still`` stands in the cell.
     """
-    if table.empty or not set(filters) <= set(table.columns):
-        raise ValueError(f"{len(table)} rows, columns {list(table.columns)}: expected a row or more, and {filters}")
 
     def draw(rows: Sequence[int]) -> None:
         show(rows[0] if page == 1 else list(rows))

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,9 +67,9 @@ def open_images(
     A read-only memmap of uint8, shape (n_images, image_size, image_size), in the order of ``paths``; a ValueError names
     an image that can't be read.
     """
-    size, cache_dir = image_format.image_size, Path(cache_dir)
+    cache_dir = Path(cache_dir)
     key = digest(f"{FORMAT_VERSION} {image_format} {content_hashes(paths, cache_dir=cache_dir)}")
-    path = cache_dir / f"{image_format.geometry}-{size}px-{key}.npy"
+    path = cache_dir / f"{image_format.geometry}-{image_format.image_size}px-{key}.npy"
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):  # of several processes, one decodes
         with suppress(OSError, ValueError):  # absent or cut short
@@ -150,34 +149,29 @@ def fit_to_square(
 ) -> np.ndarray:
     """A picture, uint8 of shape (height, width), in the format's geometry; NEAREST keeps the values of a mask whole."""
     size, geometry = image_format.image_size, image_format.geometry
-    height, width = picture.shape
-    n_rows, n_columns = corner_shape(height, width)
+    n_rows, n_columns = corner_shape(*picture.shape)
     if geometry == "text_corner":
-        picture, height, width = picture[:n_rows, width - n_columns :], n_rows, n_columns
+        picture = picture[:n_rows, -n_columns:]
     elif image_format.blank_text:
         picture = picture.copy()
-        picture[:n_rows, width - n_columns :] = 0
+        picture[:n_rows, -n_columns:] = 0
     image = Image.fromarray(picture)
     if geometry == "crop":
         return np.asarray(ImageOps.fit(image, (size, size), resample))
-    square, scale = Image.new("L", (size, size)), size / max(height, width)
-    columns, rows = (max(1, round(n * scale)) for n in (width, height))
+    square, scale = Image.new("L", (size, size)), size / max(image.size)
+    columns, rows = (max(1, round(n * scale)) for n in image.size)
     square.paste(image.resize((columns, rows), resample), ((size - columns) // 2, (size - rows) // 2))
     return np.asarray(square)
 
 
 def image_paths(data_dir: str | Path, image_names: Sequence[str]) -> list[Path]:
     """The files of the images, all of which must exist; FileNotFoundError with the remedy if not."""
-    root = Path(data_dir) / IMAGE_DIR
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is missing; expected <Image_name>.png in it for every row of the CSV")
-    found = {entry.name for entry in os.scandir(root)}
-    names = [f"{name}.png" for name in image_names]
+    root, names = Path(data_dir) / IMAGE_DIR, [f"{name}.png" for name in image_names]
+    found = {path.name for path in root.glob("*")}
     if missing := [name for name in names if name not in found]:
-        remedy = "add them (another ending, say .PNG or .jpg, is renamed to .png), or take their rows out of the CSV"
-        raise FileNotFoundError(
-            f"{root}: {len(missing)} of {len(names)} images are missing, first {missing[:3]}; {remedy}"
-        )
+        remedy = "expected that folder and those names (rename .PNG or .jpg), or take the rows out of the CSV"
+        reason = f"{len(missing)} of {len(names)} images are missing, first {missing[:3]}"
+        raise FileNotFoundError(f"{root}: {reason}; {remedy}")
     return [root / name for name in names]
 
 
@@ -222,20 +216,15 @@ class ExtraImages:
         """What a pretraining on a `Dataset` may learn from, opened as its own, and how many are left out, by reason."""
         paths = list_images(Path(self.folder))
         squares = open_images(paths, dataset.image_format(image_size), cache_dir=dataset.cache_dir, progress=progress)
-        seen = {digest(square.tobytes()) for square in dataset.images(image_size, progress=progress)}
         held_out = dataset.metadata[dataset.metadata["subset"] != "train"]
-        names, patients = set(held_out["image_name"]), set(held_out["patient"])
-        kept, left_out = [], {"known already": 0, "of held-out patients": 0}
-        for position, (path, square) in enumerate(zip(paths, squares, strict=True)):
-            content, patient = digest(square.tobytes()), re.match(r"Patient(\d+)_", path.stem)
-            if path.stem in names or (patient and int(patient[1]) in patients):
-                left_out["of held-out patients"] += 1
-            elif content in seen:
-                left_out["known already"] += 1
-            else:
-                kept.append(position)
-            seen.add(content)
-        return squares[kept], left_out
+        names = pd.Series([path.stem for path in paths])
+        patients = pd.to_numeric(names.str.extract("^Patient([0-9]+)_", expand=False))
+        is_held_out = names.isin(held_out["image_name"]) | patients.isin(held_out["patient"])
+        own = {digest(square.tobytes()) for square in dataset.images(image_size, progress=progress)}
+        contents = pd.Series([digest(square.tobytes()) for square in squares])
+        is_known = ~is_held_out & (contents.isin(own) | contents.duplicated())
+        left_out = {"known already": int(is_known.sum()), "of held-out patients": int(is_held_out.sum())}
+        return squares[(~is_held_out & ~is_known).to_numpy()], left_out
 
 
 def list_images(root: Path) -> list[Path]:

@@ -79,31 +79,19 @@ def contact_sheet(
     masks: Mapping[str, Sequence[np.ndarray]] | None = None,
     axes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Gray images in a grid, on one gray scale.
+    """Gray images in a grid, on one gray scale: uint8, or float in 0..1, each (height, width); sizes may differ.
 
-    Parameters
-    ----------
-    images : sequence of ndarray, each of shape (height, width)
-        uint8, or float in 0..1. Sizes may differ.
-    titles : sequence of str, optional
-        One for each image.
-    n_columns : int
-    masks : mapping of str to sequence of ndarray, optional
-        By the name in the legend, one mask per image and of its shape; outlined where it is above 0.5.
-    axes : ndarray of Axes, optional
-        At least one for each image, which stays empty without; a new figure if not given.
+    ``masks`` holds, by the name in the legend, a mask for each image and of its shape, which is outlined where it is
+    above 0.5. Axes that are given may be more than the images.
     """
     titles, masks = [""] * len(images) if titles is None else titles, masks or {}
-    lengths = {"titles": len(titles)} | {f"masks {name!r}": len(stack) for name, stack in masks.items()}
-    if not len(images) or set(lengths.values()) != {len(images)}:
-        raise ValueError(f"{len(images)} images with {lengths}: expected at least one image, and one of each for each")
     if axes is None:
         n_rows, n_lines = -(-len(images) // n_columns), max(str(title).count("\n") + 1 for title in titles)
         size = (1.7 * n_columns, (1.75 + 0.15 * n_lines) * n_rows + 0.35 * bool(masks))
         _, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
     for ax in np.ravel(axes):
         ax.set_axis_off()
-    for index, (ax, image, title) in enumerate(zip(np.ravel(axes), images, titles, strict=False)):
+    for index, (ax, image, title) in enumerate(zip(np.ravel(axes)[: len(images)], images, titles, strict=True)):
         ax.imshow(image, cmap="gray", vmin=0, vmax=255 if np.issubdtype(image.dtype, np.integer) else 1)
         ax.set_title(title, fontsize=8)
         for stack, colour in zip(masks.values(), MASK_COLOURS, strict=False):
@@ -111,23 +99,16 @@ def contact_sheet(
                 ax.contour(np.asarray(stack[index], float), levels=[0.5], colors=[colour], linewidths=1.2)
     if masks:
         lines = [Line2D([], [], color=colour, label=name) for name, colour in zip(masks, MASK_COLOURS, strict=False)]
-        legend = np.ravel(axes)[0].figure.legend(handles=lines, loc="outside lower center", ncols=4, labelcolor="white")
-        legend.set_frame_on(True)
-        legend.get_frame().set(facecolor="#444444", edgecolor="none", alpha=1)  # bright lines need a dark ground
+        ground = {"frameon": True, "facecolor": "#444444", "edgecolor": "none", "framealpha": 1, "labelcolor": "white"}
+        np.ravel(axes)[0].figure.legend(handles=lines, loc="outside lower center", ncols=4, **ground)
     return axes
 
 
 def plot_log(log: pd.DataFrame, measures: Mapping[str, str], *, hue: str | None = None) -> np.ndarray:
-    """Measures of a training against the epoch, each on its own axes.
+    """Measures of a training, columns of its log by their labels, against the epoch, each on its own axes.
 
-    Parameters
-    ----------
-    log : DataFrame
-        Column ``epoch`` and the measures; NaN where one was not measured. Rows of several trainings are told apart
-        by the column ``hue``.
-    measures : mapping of column to label
-    hue : str, optional
-        Such as "strategy", whose names have their own colours.
+    NaN where one was not measured. Rows of several trainings are told apart by the column ``hue``, say "strategy",
+    whose names have their own colours.
     """
     _, axes = plt.subplots(1, len(measures), figsize=(3.6 * len(measures), 3), squeeze=False)
     look = {"hue": hue, "palette": STRATEGY_PALETTE if hue == "strategy" else None, "errorbar": None}
@@ -168,16 +149,9 @@ def plot_cam_grid(
 ) -> np.ndarray:
     """Maps over their images: a column for each image, a row for each network, each row on its own scale.
 
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (n_images, side, side)
-    maps : mapping of str to ndarray, shape (n_images, side, side)
-        Zero or more, by the name of the row; the row's highest value is opaque, 0 shows the image as it is.
-    titles : sequence of str, length n_images
-        True planes, say.
-    answers : mapping of str to sequence of str, optional
-        What the network of a row says of each image; red where that is not the title.
-    axes : ndarray of Axes, optional
+    ``images`` are uint8, (n_images, side, side), ``maps`` of the same shape, by the name of their row and not negative:
+    the row's highest value is opaque, 0 shows the image as it is. ``titles`` are the true planes, say; ``answers`` what
+    the network of a row says of each image, in red where that is not the title.
     """
     answers = answers or {}
     if axes is None:
@@ -233,10 +207,7 @@ def draw_panels(table: pd.DataFrame, width: float, height: float) -> tuple[np.nd
 
 
 def plot_label_efficiency(curves: pd.DataFrame) -> np.ndarray:
-    """Macro scores against labelled images: mean over pairs, band of one standard deviation over them.
-
-    ``curves`` are rows of ``label_efficiency.csv`` of one metric.
-    """
+    """Rows of ``label_efficiency.csv`` of one metric: mean over pairs, band of one standard deviation over them."""
     axes, panels = draw_panels(curves, 5.2, 3.9)
     names = [name for name in STRATEGY_PALETTE if name in set(curves["strategy"])]
     by = {"hue": "strategy", "style": "strategy", "hue_order": names, "style_order": names}
@@ -259,10 +230,7 @@ def plot_label_efficiency(curves: pd.DataFrame) -> np.ndarray:
 
 
 def plot_differences(comparisons: pd.DataFrame) -> np.ndarray:
-    """Differences of declared pairs with 95 % intervals, a panel for each task and protocol; filled where resolved.
-
-    ``comparisons`` are rows of ``comparisons.csv`` of one metric.
-    """
+    """Rows of ``comparisons.csv`` of one metric: differences with 95 % intervals, filled where resolved."""
     axes, panels = draw_panels(comparisons, 5.6, 1 + 0.22 * comparisons.groupby(["task", "protocol"]).size().max())
     for ax, ((task, protocol), own) in panels:
         own = own.sort_values(["strategy", "baseline", "label_fraction"], ignore_index=True)

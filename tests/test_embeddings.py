@@ -165,9 +165,5 @@ def test_cka_terms_are_the_unbiased_hsic_over_distinct_images():
     assert linear_cka(b, a) == pytest.approx(expected, rel=1e-9)
 
 
-def test_cka_of_what_does_not_vary_is_nan_and_of_other_images_an_error():
-    varied = np.random.default_rng(0).normal(size=(9, 2))
-    assert np.isnan(linear_cka(np.full((9, 3), 0.1), varied))
-    for a, b in [(varied, varied[:8]), (varied[:3], varied[:3]), (varied, np.full((9, 1), np.nan))]:
-        with pytest.raises(ValueError, match="same 4 or more"):
-            linear_cka(a, b)
+def test_cka_of_what_does_not_vary_is_nan():
+    assert np.isnan(linear_cka(np.full((9, 3), 0.1), np.random.default_rng(0).normal(size=(9, 2))))

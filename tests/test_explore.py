@@ -104,12 +104,6 @@ def test_a_filter_that_leaves_no_row_sets_the_others_back(monkeypatch, show, sho
     assert slider.options == (("0", (0, 1, 2)),) and shown[-1] == [0, 1, 2]
 
 
-def test_an_empty_table_and_a_missing_column_are_refused(show, watched):
-    for table, filters in ((TABLE.head(0), []), (TABLE, ["brain_plane"])):
-        with pytest.raises(ValueError, match="expected a row or more"):
-            explore(table, show, filters=filters)
-
-
 # --- the augmentation lab ----------------------------------------------------------------------------
 
 IMAGES = np.stack([np.full((16, 16), gray, dtype=np.uint8) for gray in (50, 200)])

@@ -215,15 +215,11 @@ def test_a_damaged_image_is_named_and_leaves_no_cache(folder, tmp_path, open_fol
 
 
 def test_missing_images_are_counted_and_the_first_are_named(folder):
-    with pytest.raises(
-        FileNotFoundError, match=r"2 of 8 images are missing, first \['x\.png', 'y\.png'\]; add them.*renamed"
-    ):
+    message = r"Images: 2 of {} images are missing, first \['x\.png', 'y\.png'\]; expected that folder.*rename"
+    with pytest.raises(FileNotFoundError, match=message.format(8)):
         image_paths(folder, [*NAMES, "x", "y"])
-
-
-def test_a_missing_image_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Images is missing; expected <Image_name>"):
-        image_paths(tmp_path, ["a"])
+    with pytest.raises(FileNotFoundError, match=message.format(2)):
+        image_paths(folder / "nowhere", ["x", "y"])
 
 
 # --- cache -------------------------------------------------------------------------------------------

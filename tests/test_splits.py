@@ -222,12 +222,6 @@ def test_a_label_fraction_out_of_range_is_named(fraction):
         draw_labelled_subset(["a"], [1], order=[1], fraction=fraction)
 
 
-@pytest.mark.parametrize(("labels", "patients"), [([], []), (["a", "b"], [1]), (["a"], [2])])
-def test_labels_patients_and_order_must_belong_together(labels, patients):
-    with pytest.raises(ValueError, match=f"{len(labels)} labels of {len(patients)} images"):
-        draw_labelled_subset(labels, patients, order=[1], fraction=0.5)
-
-
 # --- traps -------------------------------------------------------------------------------------------
 
 PATIENTS = [1, 1, 1, 2, 2, 3, 4]
@@ -264,10 +258,3 @@ def test_a_quarter_of_the_anchors_of_the_real_training_set_meet_a_false_negative
     assert same_patient_rate(train["patient"], train["plane"], batch_size=256) == pytest.approx(0.25, abs=0.005)
     rate = same_patient_rate(brain["patient"], brain["brain_plane"], batch_size=256)
     assert rate == pytest.approx(0.16, abs=0.005)
-
-
-def test_traps_name_what_is_out_of_range():
-    with pytest.raises(ValueError, match=r"test_fraction=1\.5: expected"):
-        leak_of_random_split(PATIENTS, test_fraction=1.5)
-    with pytest.raises(ValueError, match="batch_size=1: expected at least 2"):
-        same_patient_rate(PATIENTS, PLANES, batch_size=1)
