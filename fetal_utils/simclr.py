@@ -96,51 +96,19 @@ def encode_in_chunks(encoder: nn.Module, views: Tensor, chunk_size: int) -> Tens
 def keep_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm works on its batch as in training, but its running statistics stay as they are."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
-    momenta = {layer: layer.momentum for layer in layers}
+    momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
     try:
         yield
-    finally:
-        for layer in layers:
-            layer.momentum = momenta[layer]
-
-
-@dataclass(frozen=True)
-class ContrastivePool:
-    """Images to learn from, uint8 (n_images, image_size, image_size), codes of patients, and counts for the record."""
-
-    images: Tensor
-    patients: Tensor
-    facts: dict
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def same_patient(self, batch: Tensor) -> Tensor:
-        """Pairs of images of one patient among these positions, bool, shape (n_images, n_images)."""
-        return self.patients[batch][:, None] == self.patients[batch]
+    finally:  # `checkpoint` leaves its second pass by an exception
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 def pool_rows(dataset: Dataset, pool: str) -> np.ndarray:
     """Positions of the images of training patients in a pool: all, or those of a task."""
     return dataset.rows("train", None if pool == "all" else dataset.task(pool))
-
-
-def open_pool(
-    dataset: Dataset, *, pool: str, image_size: int, extra_images: ExtraImages | None = None, progress: bool = False
-) -> ContrastivePool:
-    """The images to learn from, in memory. For a task's, all training labels are looked at: ``n_pool_labels``."""
-    rows = pool_rows(dataset, pool)
-    images, patients = dataset.images(image_size, progress=progress)[rows], dataset.patients[rows]
-    codes = np.unique(patients, return_inverse=True)[1]
-    facts = {"n_images": len(rows), "n_patients": len(set(codes)), "n_extra_images": 0}
-    facts["n_pool_labels"] = 0 if pool == "all" else len(dataset.rows("train"))
-    if extra_images:
-        extra, facts["extra_left_out"] = extra_images.images(dataset, image_size, progress=progress)
-        images, facts["n_extra_images"] = np.concatenate([images, extra]), len(extra)
-        codes = np.append(codes, facts["n_patients"] + np.arange(len(extra)))  # of unknown patients: each its own
-    return ContrastivePool(torch.from_numpy(np.array(images)), torch.from_numpy(codes), facts)
 
 
 def draw_batches(n_images: int, *, n_batches: int, batch_size: int, generator: torch.Generator) -> Tensor:
@@ -221,41 +189,66 @@ class Pretrain(Settings):
             pretrain(self, work)
 
 
+class ContrastiveViews:
+    """The images of a `Pretrain`'s pool, in memory, and pairs of views of them, for it and for the dual task.
+
+    ``images`` are uint8 (n_images, image_size, image_size), ``patients`` codes of their patients, ``facts`` counts for
+    the record. For a task's pool all training labels are looked at: ``n_pool_labels``.
+    """
+
+    def __init__(self, settings: Pretrain, work: Work, encoder: nn.Module, generator: torch.Generator) -> None:
+        self.settings, self.device, self.generator = settings, work.device, generator
+        dataset, size, show = work.dataset, settings.image_size, {"progress": work.store.progress}
+        rows = pool_rows(dataset, settings.pool)
+        images, patients = dataset.images(size, **show)[rows], np.unique(dataset.patients[rows], return_inverse=True)[1]
+        self.facts = {"n_images": len(rows), "n_patients": len(set(patients)), "n_extra_images": 0}
+        self.facts["n_pool_labels"] = 0 if settings.pool == "all" else len(dataset.rows("train"))
+        if settings.extra_images:
+            extra, self.facts["extra_left_out"] = settings.extra_images.images(dataset, size, **show)
+            images, self.facts["n_extra_images"] = np.concatenate([images, extra]), len(extra)
+            patients = np.append(patients, self.facts["n_patients"] + np.arange(len(extra)))  # each its own
+        self.images, self.patients = torch.from_numpy(np.array(images)), torch.from_numpy(patients)
+        mean, std = models.normalisation(encoder)
+        self.augment = Augment(settings.augmentation, image_size=size, mean=mean, std=std)
+
+    def draw(self, batch: Tensor) -> dict[str, object]:
+        """Two views of the images at these positions, and how `simclr_step` or `dual_step` is to contrast them."""
+        view_a, view_b = two_views(self.images[batch].to(self.device), self.augment, self.generator)
+        same_patient = self.patients[batch][:, None] == self.patients[batch]
+        masked = None if self.settings.same_patient_negatives else same_patient
+        options = {"temperature": self.settings.temperature, "chunk_size": self.settings.chunk_size}
+        return {"view_a": view_a, "view_b": view_b, "not_negatives": masked, **options}
+
+
 def pretrain(settings: Pretrain, work: Work) -> None:
     """Train an encoder by SimCLR epoch by epoch and write its weights; what `Pretrain.compute` calls."""
-    asked = {"pool": settings.pool, "image_size": settings.image_size, "extra_images": settings.extra_images}
-    pool = open_pool(work.dataset, **asked, progress=work.store.progress)
-    encoder = settings.start.encoder(work.store)
+    encoder, order = settings.start.encoder(work.store), torch_generator(settings.seed, 0)
     model = SimCLR(encoder, projection_dim=settings.projection_dim, seed=settings.seed)
     model.to(work.device, memory_format=torch.channels_last)
-    mean, std = models.normalisation(encoder)
-    augment = Augment(settings.augmentation, image_size=settings.image_size, mean=mean, std=std)
-    batch_size = min(settings.batch_size, len(pool))
-    n_batches = len(pool) // batch_size  # of an epoch
+    views = ContrastiveViews(settings, work, encoder, torch_generator(settings.seed, 1))
+    n_images = len(views.images)
+    batch_size = min(settings.batch_size, n_images)
+    n_batches = n_images // batch_size  # of an epoch
     n_steps = settings.n_epochs * n_batches
     optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay, name=settings.optimizer)
     schedule = warmup_cosine(optimizer, n_steps=n_steps, n_warmup=int(settings.warmup_fraction * n_steps))
-    order, views = torch_generator(settings.seed, 0), torch_generator(settings.seed, 1)
-    options = {"temperature": settings.temperature, "chunk_size": settings.chunk_size}
 
     def train_epoch(epoch: int) -> dict[str, float]:
         losses = []
-        for batch in draw_batches(len(pool), n_batches=n_batches, batch_size=batch_size, generator=order):
-            view_a, view_b = two_views(pool.images[batch].to(work.device), augment, views)
-            masked = None if settings.same_patient_negatives else pool.same_patient(batch)
-            losses.append(simclr_step(model, optimizer, view_a, view_b, not_negatives=masked, **options))
+        for batch in draw_batches(n_images, n_batches=n_batches, batch_size=batch_size, generator=order):
+            losses.append(simclr_step(model, optimizer, **views.draw(batch)))
             schedule.step()
         row = {"loss": torch.stack(losses).mean().item(), "lr": schedule.get_last_lr()[0]}
         is_watched = (epoch + 1) % WATCH_EVERY == 0 or epoch + 1 == settings.n_epochs
-        return row | (watch_development(model, augment, work, batch_size) if is_watched else {})
+        return row | (watch_development(model, views.augment, work, batch_size) if is_watched else {})
 
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    parts |= {"order": GeneratorState(order), "views": GeneratorState(views)}
+    parts |= {"order": GeneratorState(order), "views": GeneratorState(views.generator)}
     run_epochs(work, train_epoch, n_epochs=settings.n_epochs, parts=parts, desc=f"SimCLR from {settings.start.init}")
     models.save_trained(encoder, encoder, settings, work)
     models.save_weights(model.projection_head, work.folder / HEAD_FILE)
-    work.facts |= pool.facts | {"batch_size": batch_size}
-    work.facts |= {"optimizer_steps": n_steps, "views_seen": 2 * n_steps * batch_size}
+    counts = {"batch_size": batch_size, "optimizer_steps": n_steps, "views_seen": 2 * n_steps * batch_size}
+    work.facts |= views.facts | counts
 
 
 def watch_development(model: SimCLR, augment: Augment, work: Work, batch_size: int) -> dict[str, float]:
@@ -296,7 +289,7 @@ def effective_rank(features: np.ndarray) -> float:
 
 
 def health(log: pd.DataFrame, *, batch_size: int) -> str:
-    """A log in a plain sentence: healthy, stuck at chance, collapsed, getting worse or unfinished, and why."""
+    """A log in a plain sentence: healthy, stuck at chance, collapsed or getting worse, and why."""
     chance, first, last = math.log(2 * batch_size - 1), log["loss"].iloc[0], log["loss"].iloc[-1]
     rank = log["effective_rank"].iloc[-1] if "effective_rank" in log else math.inf
     seen = f"loss {first:.2f} at first, {last:.2f} at last, {chance:.2f} nats at chance; effective rank {rank:.1f}"
@@ -306,9 +299,7 @@ def health(log: pd.DataFrame, *, batch_size: int) -> str:
         return f"Stuck at chance: the other view is not told from the rest ({seen}). Train longer; look at the views."
     if last > first:
         return f"Getting worse: the loss rose ({seen}). Lower the learning rate."
-    earlier = log["loss"].iloc[len(log) * 3 // 4 - 1] if len(log) >= 4 else last
-    more = "; it fell by more than 5 % in the last quarter: more epochs may help" if last < 0.95 * earlier else ""
-    return f"Healthy: the other view is found, and the features stay spread out ({seen}){more}."
+    return f"Healthy: the other view is found, and the features stay spread out ({seen})."
 
 
 def as_path(text: str) -> Path:

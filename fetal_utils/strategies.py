@@ -73,12 +73,11 @@ def supervised_run(
     pretraining: Mapping[str, object] | None = None,
     training: Mapping[str, object] | None = None,
 ) -> Supervised:
-    """The settings of a supervised run, with all that it needs.
+    """The settings of a supervised run, with all that it needs; ValueError if strategy and protocol do not go together.
 
     ``pretraining`` holds further fields of `Pretrain`, ``training`` of `FineTune` and `DualTask`, where ``lr`` and
-    ``n_views`` of 0 are the strategy's own; what a strategy does not do takes no notice of them. ``seed`` is also that
-    of random weights and of the pretraining. With all labels there is one draw, 0; a probe of an encoder that nothing
-    random made has seed 0. ValueError if strategy or protocol is unknown, or they do not go together.
+    ``n_views`` of 0 are the strategy's own. ``seed`` is also that of random weights and of the pretraining. With all
+    labels there is one draw, 0; a probe of an encoder that nothing random made has seed 0.
     """
     about = find_strategy(strategy)
     if protocol not in about.protocols:
@@ -122,21 +121,25 @@ def grid(
     ``n_pairs`` seeds. ``dual_fractions`` are those of what costs a pretraining in every run: ``dual_*`` and
     ``imagenet_same_views``; ``label_fractions`` those of probes. ``about``: what else `supervised_run` takes.
     """
+    if unknown := set(protocols) - set(PROTOCOLS):
+        raise ValueError(f"protocols {sorted(unknown)} are unknown; known are {PROTOCOLS}")
     runs = []
     for seed, protocol, task, strategy in product(range(n_pairs), protocols, tasks, strategies):
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol={protocol!r} is unknown; known are {PROTOCOLS}")
-        arm, probed = find_strategy(strategy), protocol == "linear_probe"
-        fractions = label_fractions if probed else dual_fractions if arm.dual or arm.same_views else fine_tune_fractions
-        if protocol in arm.protocols:
-            cells = product(fractions, range(n_draws) if probed else [seed])
-            asked = {"dataset": dataset, "protocol": protocol, "task": task, "seed": seed, **about}
-            runs += [supervised_run(strategy, label_fraction=part, draw=draw, **asked) for part, draw in cells]
+        arm, draws, fractions = find_strategy(strategy), [seed], fine_tune_fractions
+        if protocol not in arm.protocols:
+            continue
+        if protocol == "linear_probe":
+            draws, fractions = range(n_draws), label_fractions
+        elif arm.dual or arm.same_views:
+            fractions = dual_fractions
+        asked = {"dataset": dataset, "protocol": protocol, "task": task, "seed": seed, **about}
+        cells = product(fractions, draws)
+        runs += [supervised_run(strategy, label_fraction=part, draw=draw, **asked) for part, draw in cells]
     return list(dict.fromkeys(runs))
 
 
-TRIED = {"imagenet": (0.25, 1.0), "simclr_imagenet": (0.25, 1.0), "scratch": (1.0,), "simclr_scratch": (1.0,)}
-TRIED |= {"dual_imagenet": (0.25,), "imagenet_same_views": (0.25,)}  # at which label fractions
+TRIED = [("imagenet", 0.25), ("imagenet", 1.0), ("simclr_imagenet", 0.25), ("simclr_imagenet", 1.0), ("scratch", 1.0)]
+TRIED += [("simclr_scratch", 1.0), ("dual_imagenet", 0.25), ("imagenet_same_views", 0.25)]  # at which label fractions
 RATES = (0.4, 2.5)  # times the strategy's own
 # what of `Pretrain`'s own settings is changed, one at a time
 PRETRAININGS = ({"lr": 5e-4}, {"lr": 2e-3}, {"n_epochs": 80}, {"temperature": 0.1}, {"temperature": 0.5})
@@ -161,7 +164,7 @@ def plan_trials(dataset: Dataset, *, backbone: str, image_size: int) -> dict[Sup
             cell = {"protocol": protocol, "task": task, "label_fraction": fraction, "draw": pair, "seed": pair}
             planned.setdefault(supervised_run(strategy, **about, **cell, **changed), setting)
 
-    for strategy, fraction in ((strategy, fraction) for strategy, parts in TRIED.items() for fraction in parts):
+    for strategy, fraction in TRIED:
         arm = STRATEGIES[strategy]
         cells = two_cells if arm.dual or arm.same_views or arm.init == "random" else every_cell
         add(DEFAULT, strategy, fraction, cells, arm.protocols)
@@ -178,23 +181,22 @@ def plan_trials(dataset: Dataset, *, backbone: str, image_size: int) -> dict[Sup
 
 def with_dependencies(wanted: Iterable[Settings]) -> list[Settings]:
     """Runs and all that they need, each once: what a cost is summed over."""
-    found = dict.fromkeys(wanted)
-    for settings in list(found):
-        found |= dict.fromkeys(with_dependencies(settings.dependencies()))
-    return list(found)
+    found = list(wanted)
+    for settings in found:  # which grows meanwhile
+        found += settings.dependencies()
+    return list(dict.fromkeys(found))
 
 
 def development_scores(runs: Iterable[Run]) -> pd.DataFrame:
     """What supervised runs reached on development patients, with the settings that trials vary: a row for each run."""
     rows = []
     for run in runs:
-        settings, record = run.settings, run.record
+        settings, facts = run.settings, run.record["facts"]
         contrast = getattr(settings, "contrast", getattr(settings, "features", settings).source)
         row = {name: getattr(settings, name, np.nan) for name in ("strategy", *CELL, "lr", "n_views")}
-        row |= {"pretraining_lr": getattr(contrast, "lr", np.nan)}
-        row |= {name: getattr(contrast, name, np.nan) for name in ("n_epochs", "temperature")}
-        row |= {"development_macro_f1": record["facts"]["development_macro_f1"]}
-        rows.append(row | {"views": record["facts"]["views_seen"], "seconds": record["seconds"]})
+        row |= {"pretraining_lr": getattr(contrast, "lr", np.nan), "n_epochs": getattr(contrast, "n_epochs", np.nan)}
+        row |= {"temperature": getattr(contrast, "temperature", np.nan), "seconds": run.record["seconds"]}
+        rows.append(row | {"development_macro_f1": facts["development_macro_f1"], "views": facts["views_seen"]})
     return pd.DataFrame(rows)
 
 
@@ -213,19 +215,17 @@ def choose(trials: pd.DataFrame) -> pd.DataFrame:
     """
     rows, is_default = [], trials["setting"] == DEFAULT
     what = trials["setting"].str.extract(r"^(\w+): ")[0].fillna("labels")
+    names = ["lr", "pretraining_lr", "temperature", *LENGTHS]
     for (strategy, _), tried in trials[~is_default].groupby(["strategy", what[~is_default]], sort=False):
         own = pd.concat([tried, trials[is_default & (trials["strategy"] == strategy)]])
         found = {setting: gains(own, setting) for setting in tried["setting"].unique()}
-        table = pd.DataFrame({"n": d.size, "gain": d.mean(), "standard_error": d.sem()} for d in found.values())
-        table.insert(0, "setting", list(found))
+        about = [{"n": d.size, "gain": d.mean(), "standard_error": d.sem()} for d in found.values()]
+        table = pd.DataFrame(about, index=pd.Index(found, name="setting"))
         better = table[table["gain"] > table["standard_error"]]
-        kept = better.loc[better["gain"].idxmax(), "setting"] if len(better) else DEFAULT
-        widen = []
-        for name in ("lr", "pretraining_lr", "temperature", *LENGTHS):
-            value, values = own.loc[own["setting"] == kept, name].max(), sorted(own[name].dropna().unique())
-            edges = values[-1:] if name in LENGTHS else values[:1] + values[-1:]
-            widen += [name] if len(values) > 1 and value in edges else []
-        rows.append(table.assign(strategy=strategy, kept=kept, widen=", ".join(widen)))
+        kept = better["gain"].idxmax() if len(better) else DEFAULT
+        low, high, value = own[names].min(), own[names].max(), own.loc[own["setting"] == kept, names].max()
+        at_edge = (low < high) & ((value == high) | ((value == low) & ~low.index.isin(LENGTHS)))
+        rows.append(table.assign(strategy=strategy, kept=kept, widen=", ".join(low.index[at_edge])).reset_index())
     return pd.concat(rows, ignore_index=True)
 
 

@@ -27,9 +27,9 @@ from fetal_utils.epochs import GeneratorState, run_epochs
 from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import Classifier, Features, InitialWeights, ProjectionHead, check_finite, mixed_precision
 from fetal_utils.runs import RunStore, Settings, Work
-from fetal_utils.simclr import Pretrain, draw_batches, encode_in_chunks, keep_statistics, open_pool
+from fetal_utils.simclr import ContrastiveViews, Pretrain, draw_batches, encode_in_chunks, keep_statistics
 from fetal_utils.splits import draw_labelled_subset
-from fetal_utils.transforms import Augment, two_views
+from fetal_utils.transforms import Augment
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C that a probe chooses from
 STRENGTH_OF_FEW, N_FOLDS = 1e-2, 3  # where a class has fewer patients than folds nothing can be chosen
@@ -85,8 +85,6 @@ class Supervised(Settings):
         labels = self.labels(dataset)
         if len(np.unique(dataset.patients[labels.evaluated])) < 2:
             raise ValueError(f"task {self.task!r} has fewer than two {self.evaluate_on} patients")
-        if absent := [name for name, n in zip(labels.classes, labels.class_counts, strict=True) if n == 0]:
-            raise ValueError(f"task {self.task!r}: no training image of {absent}; take such a class out of the task")
 
     def labels(self, dataset: Dataset) -> Labels:
         """What the run may see."""
@@ -301,29 +299,6 @@ def dual_step(
     return torch.stack([loss.detach(), contrastive_loss.detach(), *norms])
 
 
-class ContrastiveViews:
-    """Two views of images of a `DualTask`'s pool for each of its steps, and the head that projects their features."""
-
-    def __init__(self, settings: DualTask, work: Work, encoder: nn.Module) -> None:
-        self.settings, self.device, asked, size = settings, work.device, settings.contrast, settings.image_size
-        self.pool = open_pool(work.dataset, pool=asked.pool, image_size=size, extra_images=asked.extra_images)
-        width, (mean, std) = models.n_features(encoder), models.normalisation(encoder)
-        self.head = ProjectionHead(width, projection_dim=asked.projection_dim, seed=settings.seed)
-        self.augment = Augment(asked.augmentation, image_size=size, mean=mean, std=std)
-        order, self.generator = torch_generator(settings.seed, 4), torch_generator(settings.seed, 5)
-        n_steps, batch_size = asked.steps(work.dataset)
-        self.batches = draw_batches(len(self.pool), n_batches=n_steps, batch_size=batch_size, generator=order)
-
-    def draw(self, step: int) -> dict[str, object]:
-        """The contrastive arguments of `dual_step`."""
-        asked, batch = self.settings.contrast, self.batches[step]
-        masked = None if asked.same_patient_negatives else self.pool.same_patient(batch).to(self.device)
-        view_a, view_b = two_views(self.pool.images[batch].to(self.device), self.augment, self.generator)
-        pair = {"projection_head": self.head, "view_a": view_a, "view_b": view_b, "not_negatives": masked}
-        options = {"temperature": asked.temperature, "chunk_size": asked.chunk_size}
-        return pair | options | {"contrastive_weight": self.settings.contrastive_weight}
-
-
 def fine_tune(settings: FineTune, work: Work) -> None:
     """Train an encoder and its classifier, by both tasks if `DualTask` asks for it; what `FineTune.compute` calls."""
     dataset, device, size, seed = work.dataset, work.device, settings.image_size, settings.seed
@@ -332,10 +307,16 @@ def fine_tune(settings: FineTune, work: Work) -> None:
     weights = labels.class_weights().to(device)
     encoder = settings.source.encoder(work.store)
     model = Classifier(encoder, len(labels.classes), seed=seed)
-    contrast = ContrastiveViews(settings, work, encoder) if isinstance(settings, DualTask) else None
-    trained = nn.ModuleList([model, contrast.head] if contrast else [model])
-    trained.to(device, memory_format=torch.channels_last)
+    trained, contrast = nn.ModuleList([model]), None
     n_steps, batch_size = settings.steps(dataset)
+    if isinstance(settings, DualTask):
+        asked = settings.contrast
+        contrast = ContrastiveViews(asked, work, encoder, torch_generator(seed, 5))
+        head = ProjectionHead(models.n_features(encoder), projection_dim=asked.projection_dim, seed=seed)
+        trained.append(head)
+        about = {"n_batches": n_steps, "batch_size": asked.steps(dataset)[1]}
+        contrasted = draw_batches(len(contrast.images), **about, generator=torch_generator(seed, 4))
+    trained.to(device, memory_format=torch.channels_last)
     optimizer = models.build_optimizer(trained, lr=settings.lr, weight_decay=settings.weight_decay)
     schedule = models.warmup_cosine(optimizer, n_steps=n_steps, n_warmup=int(settings.warmup_fraction * n_steps))
     mean, std = models.normalisation(encoder)
@@ -348,7 +329,8 @@ def fine_tune(settings: FineTune, work: Work) -> None:
         x, y = augment(train_images[batch].to(device), views), train_labels[batch].to(device)
         if not contrast:
             return supervised_step(model, optimizer, x, y, class_weights=weights)[None]
-        return dual_step(model, optimizer=optimizer, images=x, labels=y, class_weights=weights, **contrast.draw(step))
+        options = {"class_weights": weights, "contrastive_weight": settings.contrastive_weight}
+        return dual_step(model, head, optimizer, x, y, **contrast.draw(contrasted[step]), **options)
 
     def predict(rows: np.ndarray) -> np.ndarray:
         logits = models.extract_features(model, images[rows], image_size=size, device=device, encoder=encoder)
@@ -369,5 +351,5 @@ def fine_tune(settings: FineTune, work: Work) -> None:
     models.save_trained(model, encoder, settings, work, classes=list(labels.classes))
     facts = {"optimizer_steps": n_steps, "labelled_batch": batch_size, "views_seen": batches.numel()}
     if contrast:
-        facts |= {"views_seen": batches.numel() + 2 * contrast.batches.numel(), "pool": contrast.pool.facts}
+        facts |= {"views_seen": batches.numel() + 2 * contrasted.numel(), "pool": contrast.facts}
     settings.finish(work, labels, predict, **facts)

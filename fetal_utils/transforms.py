@@ -74,10 +74,8 @@ def check_preset(preset: str | Sequence[Row]) -> tuple[Row, ...]:
     names = [row.operation for row in rows]
     for name, strength, p, _ in rows:
         if names.count(name) > 1 or not (0 <= strength <= LARGEST.get(name, -1) and 0 <= p <= 1):
-            raise ValueError(
-                f"operation {name!r} at strength {strength}, probability {p}: expected each at most once, a probability"
-                f" from 0 to 1, and a strength from 0 to {LARGEST}"
-            )
+            expected = f"expected each at most once, a probability from 0 to 1, a strength from 0 to {LARGEST}"
+            raise ValueError(f"operation {name!r} at strength {strength}, probability {p}: {expected}")
     return rows
 
 
@@ -138,8 +136,6 @@ class Augment(nn.Module):
 
     def __init__(self, preset: str | Sequence[Row], *, image_size: int, mean: float, std: float) -> None:
         super().__init__()
-        if image_size < 8 or not std > 0:
-            raise ValueError(f"image_size={image_size} px, std={std}: expected at least 8 px and std above 0")
         self.image_size, self.mean, self.std = image_size, mean, std
         operations = build_operations(check_preset(preset), image_size)
         self.operations = K.ImageSequential(*operations) if operations else nn.Identity()

@@ -91,12 +91,12 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator():
 
 
 def test_what_there_is_not_is_answered_with_what_there_is(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="without a seed; give seed=0"):
-        build_encoder(SMALL, init="random")
     for wrong in ("resnet81", "resnet18.nobody"):
-        with pytest.raises(ValueError, match=rf"unknown backbone '{wrong}'; timm has .*resnet18"):
-            build_encoder(wrong, init="random", seed=0)
-    with pytest.raises(ValueError, match="no ImageNet weights for 'nf_resnet26'"):
+        with pytest.raises(
+            ValueError, match=rf"backbone='{wrong}'.*(Unknown model|Invalid .*tag).*; timm has .*resnet18"
+        ):
+            build_encoder(wrong, init="random")
+    with pytest.raises(ValueError, match="No pretrained weights exist for nf_resnet26"):
         build_encoder("nf_resnet26", init="imagenet")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -130,13 +130,10 @@ def test_a_timm_checkpoint_with_classifier_and_color_stem_is_an_init(tmp_path):
 def test_files_that_do_not_fit_or_are_none_are_named(tmp_path):
     path, notes = tmp_path / "resnet.safetensors", tmp_path / "notes.safetensors"
     save_weights(build_encoder("test_resnet", init="random", seed=0), path)
-    with pytest.raises(ValueError, match=r"resnet.safetensors does not fit; .*conv_stem.weight"):
-        build_encoder(SMALL, init=path)
-    with pytest.raises(FileNotFoundError, match=r"no weights at 'imagnet'; give a safetensors file, or 'random'"):
-        build_encoder(SMALL, init="imagnet")
     notes.write_text("not weights")
-    with pytest.raises(ValueError, match=r"notes.safetensors is not a safetensors file"):
-        build_encoder(SMALL, init=notes)
+    for wrong, said in ((path, "conv_stem.weight"), (notes, "header"), ("imagnet", "No such file")):
+        with pytest.raises(ValueError, match=f"{wrong} can't be loaded; give a safetensors file of this .*{said}"):
+            build_encoder(SMALL, init=wrong)
     save_weights(Classifier(small(), 3, seed=0), path)
     with pytest.raises(ValueError, match=r"head.weight: .*\[3, 256\].*\[6, 256\]"):
         load_weights(Classifier(small(), 6, seed=0), path)
@@ -214,7 +211,7 @@ def test_features_do_not_depend_on_the_batches_and_change_no_weight(tiny_dataset
 def test_features_that_nothing_can_compute_are_refused_before_the_run(store, features):
     for wrong in ({"image_size": 4}, {"source": InitialWeights(backbone="resnet81", init="random")}):
         settings = dataclasses.replace(features, **wrong)
-        with pytest.raises(ValueError, match=r"expected at least 8 px|unknown backbone"):
+        with pytest.raises(ValueError, match=r"expected at least 8 px|Unknown model"):
             store.get([settings])
         assert not store.folder(settings).with_suffix(".partial").exists()
 

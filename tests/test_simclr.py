@@ -17,12 +17,14 @@ from torch import nn
 
 from fetal_utils import simclr
 from fetal_utils.data import Dataset
+from fetal_utils.environment import torch_generator
 from fetal_utils.images import open_extra_images
 from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import OFFLINE_BACKBONE, InitialWeights, build_encoder, build_optimizer
 from fetal_utils.presets import UsageError
-from fetal_utils.runs import RunsFailedError, RunStore
+from fetal_utils.runs import RunsFailedError, RunStore, Work
 from fetal_utils.simclr import (
+    ContrastiveViews,
     Pretrain,
     SimCLR,
     draw_batches,
@@ -30,7 +32,6 @@ from fetal_utils.simclr import (
     encode_in_chunks,
     health,
     main,
-    open_pool,
     pool_rows,
     settings_from,
     simclr_step,
@@ -158,45 +159,6 @@ def test_no_chunk_is_a_single_view_whose_batch_normalisation_could_not_work(chun
 # --- images and batches ---
 
 
-@pytest.mark.parametrize("pool", ["all", "planes", "brain_planes"])
-def test_the_pool_holds_all_training_patients_and_none_held_out(tiny_dataset, pool):
-    table = tiny_dataset.metadata
-    rows = pool_rows(tiny_dataset, pool)
-    expected = table["subset"] == "train"
-    if pool == "brain_planes":
-        expected &= (table["plane"] == "Fetal brain") & (table["brain_plane"] != "Other")
-    assert rows.tolist() == np.flatnonzero(expected).tolist()
-    opened = open_pool(tiny_dataset, pool=pool, image_size=32)
-    np.testing.assert_array_equal(opened.images, tiny_dataset.images(32, progress=False)[rows])
-    assert opened.facts == {
-        "n_images": len(rows),
-        "n_patients": table["patient"].iloc[rows].nunique(),
-        "n_extra_images": 0,
-        "n_pool_labels": 0 if pool == "all" else (table["subset"] == "train").sum(),
-    }
-
-
-def test_images_of_a_further_folder_come_last_and_without_patient(tiny_dataset, tmp_path):
-    pictures = {f"new_{i}": np.full((40, 40), 50 + i, dtype=np.uint8) for i in range(3)}
-    extra = open_extra_images(write_images(tmp_path, pictures))
-    pool = open_pool(tiny_dataset, pool="all", image_size=32, extra_images=extra)
-    assert pool.images[-3:].float().mean((1, 2)).tolist() == [50, 51, 52]
-    assert torch.equal(pool.same_patient(torch.tensor([0, -1, -2, -3])), torch.eye(4, dtype=torch.bool))
-    assert pool.facts["n_extra_images"] == 3
-    assert dataclasses.replace(SETTINGS, extra_images=extra).steps(tiny_dataset)[0] == 3 * (len(pool) // 20)
-
-
-def test_every_image_comes_once_before_any_comes_again():
-    generator = torch.Generator().manual_seed(0)
-    batches = draw_batches(10, n_batches=5, batch_size=4, generator=generator)
-    assert batches.shape == (5, 4)
-    assert sorted(batches.flatten()[:10].tolist()) == sorted(batches.flatten()[10:].tolist()) == list(range(10))
-    assert not torch.equal(draw_batches(10, n_batches=5, batch_size=4, generator=generator), batches)
-
-
-# --- a pretraining ---
-
-
 def new_store(tiny_dataset, folder):
     return RunStore(folder, tiny_dataset, device="cpu", progress=False)
 
@@ -209,6 +171,53 @@ def store(tiny_dataset, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(store):
     return store.get([SETTINGS])[0]
+
+
+def pool_of(store, **settings):
+    """What a pretraining learns from."""
+    work = Work(store.results_dir, store.dataset, store, store.device, watch=print)
+    return ContrastiveViews(dataclasses.replace(SETTINGS, **settings), work, START.encoder(), torch_generator(0))
+
+
+@pytest.mark.parametrize("pool", ["all", "planes", "brain_planes"])
+def test_the_pool_holds_all_training_patients_and_none_held_out(store, tiny_dataset, pool):
+    table = tiny_dataset.metadata
+    rows = pool_rows(tiny_dataset, pool)
+    expected = table["subset"] == "train"
+    if pool == "brain_planes":
+        expected &= (table["plane"] == "Fetal brain") & (table["brain_plane"] != "Other")
+    assert rows.tolist() == np.flatnonzero(expected).tolist()
+    opened = pool_of(store, pool=pool)
+    np.testing.assert_array_equal(opened.images, tiny_dataset.images(32, progress=False)[rows])
+    assert opened.facts == {
+        "n_images": len(rows),
+        "n_patients": table["patient"].iloc[rows].nunique(),
+        "n_extra_images": 0,
+        "n_pool_labels": 0 if pool == "all" else (table["subset"] == "train").sum(),
+    }
+
+
+def test_images_of_a_further_folder_come_last_and_without_patient(store, tmp_path):
+    pictures = {f"new_{i}": np.full((40, 40), 50 + i, dtype=np.uint8) for i in range(3)}
+    extra = open_extra_images(write_images(tmp_path, pictures))
+    pool = pool_of(store, extra_images=extra, same_patient_negatives=False)
+    assert pool.images[-3:].float().mean((1, 2)).tolist() == [50, 51, 52]
+    drawn = pool.draw(torch.tensor([0, -1, -2, -3]))
+    assert drawn["view_a"].shape == (4, 1, 32, 32)
+    assert torch.equal(drawn["not_negatives"], torch.eye(4, dtype=torch.bool))
+    assert pool.facts["n_extra_images"] == 3
+    assert dataclasses.replace(SETTINGS, extra_images=extra).steps(store.dataset)[0] == 3 * (len(pool.images) // 20)
+
+
+def test_every_image_comes_once_before_any_comes_again():
+    generator = torch.Generator().manual_seed(0)
+    batches = draw_batches(10, n_batches=5, batch_size=4, generator=generator)
+    assert batches.shape == (5, 4)
+    assert sorted(batches.flatten()[:10].tolist()) == sorted(batches.flatten()[10:].tolist()) == list(range(10))
+    assert not torch.equal(draw_batches(10, n_batches=5, batch_size=4, generator=generator), batches)
+
+
+# --- a pretraining ---
 
 
 def changed(store, **settings):
@@ -327,7 +336,6 @@ def test_effective_rank_counts_equal_directions():
     ("losses", "rank", "said"),
     [
         ([5.0, 2.0, 1.1, 1.0, 1.0, 1.0], 50, r"Healthy: .*loss 5\.00 at first, 1\.00 at last, 5\.54 nats .*50\.0\)\.$"),
-        ([5.0, 3.0, 2.0, 1.0], 50, "Healthy.*in the last quarter: more epochs may help"),
         ([5.6, 5.5], 50, "Stuck at chance.*5.54 nats at chance"),  # ln(2 x 128 - 1)
         ([5.0, 1.0], 1.0, "Collapsed"),
         ([2.0, 3.0], 50, "Getting worse: the loss rose .loss 2.00 at first, 3.00"),

@@ -133,7 +133,7 @@ def test_the_grid_pairs_fine_tunings_and_crosses_probes(dataset):
 
 def test_a_grid_of_an_unknown_protocol_is_refused(dataset):
     fractions = {name: [1.0] for name in ("label_fractions", "fine_tune_fractions", "dual_fractions")}
-    with pytest.raises(ValueError, match="protocol='probe' is unknown"):
+    with pytest.raises(ValueError, match="protocols \\['probe'\\] are unknown"):
         strategies.grid(
             dataset, strategies=["scratch"], tasks=["planes"], protocols=["probe"], n_draws=1, n_pairs=1, **fractions
         )
