@@ -1,7 +1,4 @@
-"""A graph of named tasks on a Dask cluster: processes of this machine, or the workers of a scheduler.
-
-`distributed` is imported where it is needed: runs that are computed without a cluster do without it.
-"""
+"""A graph of named tasks on a Dask cluster, whose package is imported only where it is needed."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
 
@@ -29,10 +26,6 @@ POLL_S = 2.0  # s between looks for workers that joined or left
 CHECKED: dict[str, str] = {}  # on a worker: what `check` said, for each call of `compute_graph`
 
 
-class UnfitWorkerError(RuntimeError):
-    """A worker does not share the code, the data or the results folder."""
-
-
 def compute_graph(
     dependencies: Mapping[str, Sequence[str]],
     function: Callable[..., str],
@@ -40,24 +33,23 @@ def compute_graph(
     *,
     scheduler: str,
     check: Callable[[], str],
-    spread_gpus: bool = True,
-    done: Callable[[str], object] = lambda name: None,
+    done: Callable[[str], object],
 ) -> dict[str, str]:
     """Call ``function(*arguments[name])`` on a worker for each name, after those that it depends on.
 
     ``function`` returns why a task failed, ``check`` why a worker, asked before its first task, can't take part; or an
-    empty string. ``scheduler`` is ``local:N``, where each process sees one GPU if ``spread_gpus``, or the address of a
-    Dask scheduler. ``done`` is called with each name that ended. Returned is why names failed, in one line each.
+    empty string. ``scheduler`` is ``local:N``, where each process sees one GPU, or the address of a Dask scheduler.
+    ``done`` is called with each name that ended. Returned is why names failed, in one line each.
 
     Raises
     ------
-    ConnectionError, UnfitWorkerError, StorageError
+    ConnectionError, StorageError
         If no scheduler answers, or it is lost; if a worker that is there at the start can't take part (one that joins
         later is sent away); if a disk is full or read-only, which would stop the other tasks too.
     """
-    with connect(scheduler, spread_gpus=spread_gpus) as (client, prepare), client.as_current():
+    with connect(scheduler) as (client, prepare), client.as_current():
+        check_workers(client, check)
         try:
-            check_workers(client, check)
             call = uuid.uuid4().hex[:8]  # another call may want the same names, say in another results folder
             return run_graph(client, dependencies, (call, prepare, check, function), arguments, done)
         except StorageError:
@@ -68,8 +60,8 @@ def compute_graph(
 
 
 @contextmanager
-def connect(scheduler: str, *, spread_gpus: bool = True) -> Iterator[tuple[Client, tuple]]:
-    """A client, and each process's threads and all GPUs; processes of this machine end with the block."""
+def connect(scheduler: str) -> Iterator[tuple[Client, tuple]]:
+    """A client, and for processes of this machine, which end with the block: threads of each, and all GPUs."""
     import dask
     from dask.system import CPU_COUNT  # knows of affinities and control groups
     from distributed import Client, LocalCluster
@@ -78,8 +70,8 @@ def connect(scheduler: str, *, spread_gpus: bool = True) -> Iterator[tuple[Clien
         if not (match := re.fullmatch(r"local:([1-9]\d*)", scheduler)):
             raise ValueError(f"scheduler={scheduler!r}: expected local:N with N processes of this machine, as local:2")
         n_processes = int(match[1])
-        given = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-        gpus = (given or [str(i) for i in range(torch.cuda.device_count())]) if spread_gpus else []
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", " ").split()
+        gpus = given or [str(number) for number in range(torch.cuda.device_count())]
         options = {"threads_per_worker": 1, "memory_limit": None, "security": True, "silence_logs": logging.ERROR}
         with (
             # after 15 s, the default, a process that died and starts again would be given up
@@ -99,16 +91,14 @@ def connect(scheduler: str, *, spread_gpus: bool = True) -> Iterator[tuple[Clien
 
 
 def check_workers(client: Client, check: Callable[[], str]) -> None:
-    """Ask every worker, once the first is there, whether it can take part; UnfitWorkerError names those that can't."""
+    """Ask every worker, once the first is there, whether it can take part; ConnectionError names those that can't."""
     if not client.nthreads():
         start = f"dask worker {client.scheduler.address} --nthreads 1"
         print(f"no worker has joined yet, waiting; start some with '{start}'", flush=True)
         client.wait_for_workers(1)
     answers = client.run(asyncio.to_thread, check, on_error="return")  # in a thread: the worker's heartbeat goes on
-    failed = "can't run this package's code ({}); install the same commit there"
-    reasons = {worker: failed.format(a) if isinstance(a, BaseException) else a for worker, a in answers.items()}
-    if unfit := [f"worker {worker} {reason}" for worker, reason in reasons.items() if reason]:
-        raise UnfitWorkerError(f"{len(unfit)} of {len(answers)} workers can't compute: " + "; ".join(unfit))
+    if unfit := [f"worker {worker}: {answer}" for worker, answer in answers.items() if answer != ""]:
+        raise ConnectionError(f"{len(unfit)} of {len(answers)} workers can't compute: " + "; ".join(unfit))
 
 
 def work(call: str, prepare: tuple, check: Callable[[], str], function: Callable[..., str], arguments: tuple) -> str:
@@ -147,30 +137,26 @@ def run_graph(
             chain[needed] = max(chain[needed], chain[name] + 1)
     sorter, ready, in_flight, failures = TopologicalSorter(dependencies), [], {}, {}
     sorter.prepare()
-
-    def end(name: str, reason: str) -> None:
-        failures.update({name: reason} if reason else {})
-        sorter.done(name)
-        done(name)
-
     while sorter.is_active():
-        ready = sorted([*ready, *sorter.get_ready()], key=chain.__getitem__)
+        ready, ended = sorted([*ready, *sorter.get_ready()], key=chain.__getitem__), {}
         n_slots = sum(client.nthreads().values())
         while ready and len(in_flight) < n_slots:
             name = ready.pop()
             if failed := [needed for needed in dependencies[name] if needed in failures]:
-                end(name, f"needs {failed[0]}, which failed")
+                ended[name] = f"needs {failed[0]}, which failed"
             else:
-                key = f"{name}-{common[0]}"
-                in_flight[client.submit(work, *common, arguments[name], key=key, pure=False)] = name
-        try:
-            ended = wait([*in_flight], timeout=POLL_S, return_when="FIRST_COMPLETED").done if in_flight else ()
-        except TimeoutError:  # workers may have joined
-            ended = ()
-        for future in ended:
-            end(in_flight.pop(future), reason_of(future))
-        if not n_slots:
-            time.sleep(POLL_S)  # the runs wait for new workers
+                in_flight[name] = client.submit(work, *common, arguments[name], key=f"{name}-{common[0]}", pure=False)
+        if not in_flight and not ended:
+            time.sleep(POLL_S)  # there is no worker left
+        elif not ended:
+            with suppress(TimeoutError):  # workers may have joined
+                wait([*in_flight.values()], timeout=POLL_S, return_when="FIRST_COMPLETED")
+        ended |= {name: reason_of(future) for name, future in in_flight.items() if future.done()}
+        for name, reason in ended.items():
+            in_flight.pop(name, None)
+            failures |= {name: reason} if reason else {}
+            sorter.done(name)
+            done(name)
     return failures
 
 

@@ -24,7 +24,7 @@ HEADERS = {"User-Agent": "fetal_utils (https://doi.org/10.5281/zenodo.3904280)"}
 CITATION = "Burgos-Artizzu et al., Scientific Reports 10, 10200 (2020), doi:10.1038/s41598-020-67076-5"
 
 
-def download_dataset(folder: str | Path, *, url: str = URL) -> pd.DataFrame:
+def download_dataset(folder: str | Path) -> pd.DataFrame:
     """FETAL_PLANES_DB in a folder, all of it or nothing, as the table that `read_metadata` gives.
 
     Nothing is done where it is there already; a zip beside the folder that has the archive's checksum is used.
@@ -38,19 +38,19 @@ def download_dataset(folder: str | Path, *, url: str = URL) -> pd.DataFrame:
             needed = ZIP_BYTES * (1 if zip_path.exists() else 2)
             if shutil.disk_usage(folder.parent).free < needed:
                 raise OSError(f"{needed / 1e9:.1f} GB are needed in {folder.parent}, and it has less free space")
-            fetch(zip_path, url)
+            fetch(zip_path)
             unpack(zip_path, folder)
         return check_folder(folder)
 
 
-def fetch(zip_path: Path, url: str) -> None:
+def fetch(zip_path: Path) -> None:
     """Download the zip, unless it is there with the right checksum; OSError that says how to do it by hand."""
     downloader = pooch.HTTPDownloader(headers=HEADERS, progressbar=True)
     try:
-        pooch.retrieve(url, CHECKSUM, fname=zip_path.name, path=zip_path.parent, downloader=downloader)
+        pooch.retrieve(URL, CHECKSUM, fname=zip_path.name, path=zip_path.parent, downloader=downloader)
     except (OSError, ValueError) as error:  # of the network or the disk; ValueError: another checksum
         raise OSError(
-            f"{url}: {error}\nBy hand: curl -L -C - -o '{zip_path}' '{URL}' (or with a browser, put there), then type "
+            f"{error}\nBy hand: curl -L -C - -o '{zip_path}' '{URL}' (or with a browser, put there), then type "
             f"the same again; a zip with checksum {CHECKSUM} is used as it is"
         ) from None
 
@@ -65,9 +65,7 @@ def unpack(zip_path: Path, folder: Path) -> None:
         archive.extractall(beside, [*images, *(name for name, path in paths.items() if path.name == CSV_NAME)])
     top = next((path.parent for path in beside.rglob(CSV_NAME)), beside)
     check_folder(top)
-    if folder.is_dir():
-        folder.rmdir()  # it is empty
-    top.replace(folder)
+    top.replace(folder)  # which may be there, empty
     shutil.rmtree(beside, ignore_errors=True)
 
 
@@ -82,10 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command: 0 if the data set is there, else 1 with the reason."""
     parser = argparse.ArgumentParser(prog="python -m fetal_utils.download", description=__doc__)
     parser.add_argument("--out", required=True, help="folder to make, say data/FETAL_PLANES_DB; the zip goes beside it")
-    parser.add_argument("--url", default=URL, help="address of the zip, or of a copy of it")
     options = parser.parse_args(arguments)
     try:
-        table = download_dataset(options.out, url=options.url)
+        table = download_dataset(options.out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,13 +9,12 @@ import json
 import os
 import platform
 import random
-import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
@@ -29,7 +28,11 @@ import tqdm.auto
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "scikit-learn", "numpy", "pandas")
 LINE_INTERVAL_S = 30.0  # between lines of a bar that nobody watches
-FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing else can be written there either
+# what the system, or NumPy, says of a disk to which nothing else can be written either; other libraries repeat it
+FULL_OR_READ_ONLY = (
+    *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)),
+    "Not enough free space",
+)
 TEXT_COLUMNS = [
     "image_name", "operator", "machine", "true", "predicted", "plane", "brain_plane", "task", "strategy", "baseline",
     "protocol", "metric", "kind", "key", "data_key", "verdict", "family", "reading", "note", "device", "method", "map",
@@ -38,7 +41,7 @@ TEXT_COLUMNS = [
 
 
 class StorageError(OSError):
-    """A folder can't take what is to be written: full, read-only, over its quota, or another user's."""
+    """A disk can't take what is to be written: it is full, read-only or over its quota."""
 
 
 def project_path(path: str | Path) -> Path:
@@ -59,10 +62,8 @@ def pick_device(device: str = "auto") -> torch.device:
 
 def set_seed(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch; only a notebook's setup cell calls this."""
-    if seed < 0:
-        raise ValueError(f"seed={seed}: expected 0 or more")
+    np.random.seed(seed)  # noqa: NPY002 (libraries draw from the global one); ValueError from NumPy if negative
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries that draw from the global one)
     torch.manual_seed(seed)
 
 
@@ -72,7 +73,6 @@ def torch_generator(*seeds: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
-@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
@@ -97,15 +97,13 @@ def code_key() -> str:
 
 def describe_environment(results_dir: str | Path, *, device: torch.device | str = "cpu", **facts) -> pd.DataFrame:
     """What a notebook runs on: ``facts``, then results folder, device, threads and versions, to be shown as a table."""
-    folder, device = project_path(results_dir), torch.device(device)
-    existing = next(one for one in (folder, *folder.parents) if one.is_dir())
+    device = torch.device(device)
     rows = facts | {
-        "results": folder,
-        "disk": f"{shutil.disk_usage(existing).free / 2**30:,.0f} GiB free",
+        "results": project_path(results_dir),
         "device": f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device,
         "CPU": f"{torch.get_num_threads()} of {os.cpu_count()} cores in use by torch",
     }
-    return pd.DataFrame({"": {name: str(value) for name, value in (rows | versions()).items()}})
+    return pd.DataFrame({"": rows | versions()}).astype(str)
 
 
 class ProgressLines(tqdm.std.tqdm):
@@ -133,8 +131,8 @@ def progress_bar(*, show: bool = True, leave: bool = True, **options) -> tqdm.st
 def keep_freed_memory(*, trim: bool = False) -> None:
     """Let this process keep freed memory for its next arrays, as giving every large one back and asking for it again
     costs a training step on a CPU up to half of its time; ``trim`` gives back what is kept now. Only with glibc."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no array gets a mapping of its own, which would end with it
         if trim:
@@ -152,32 +150,32 @@ def terminate_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def storage_errors(path: str | Path, codes: Collection[int] = FULL_OR_READ_ONLY) -> Iterator[None]:
-    """Turn the system's errors about the disk at ``path`` into a StorageError that says what to do."""
+def storage_errors(path: str | Path) -> Iterator[None]:
+    """Turn errors about a full or read-only disk, of whatever library, into a StorageError that says what to do."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, StorageError) or error.errno not in codes:
+    except StorageError:
+        raise
+    except Exception as error:
+        reasons = [words for words in FULL_OR_READ_ONLY if words in str(error)]
+        if not reasons:
             raise
         remedy = "Make room or give another results folder, then run the same again: what was finished is kept"
-        raise StorageError(f"{path} can't be written: {error.strerror}. {remedy}") from error
+        raise StorageError(f"{path} can't be written: {reasons[0]}. {remedy}") from error
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make a folder if need be and write a file into it for a moment; StorageError with the reason if that fails."""
-    with storage_errors(folder, errno.errorcode):
+    """Make a folder if need be and write into it for a moment; OSError with the reason if that fails."""
+    with storage_errors(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        probe = Path(folder, f".{secrets.token_hex(4)}.probe")
-        replace_file(probe, lambda path: path.write_bytes(bytes(2**16)))
-        probe.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(2**16))
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``, down to the disk, then rename it: readers see the old or the new one.
 
-    If ``write`` raises, ``path`` stays as it was; if that was for a full or read-only disk, the error is a
-    StorageError, whatever a library made of it: safetensors tells the system's number in words, NumPy that there is
-    not "enough free space"; torch says nothing of a disk, but leaves the file, to which nothing more can be written.
+    If ``write`` raises, ``path`` stays as it was; StorageError if that was for a full or read-only disk.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # several processes may write the same file
@@ -185,14 +183,10 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
         with storage_errors(path):
             try:
                 write(beside)
-                append(beside, b"")
-            except Exception as error:
-                if getattr(error, "errno", None) is None:
-                    number = re.search(r"\(os error (\d+)\)", str(error))
-                    if code := int(number[1]) if number else errno.ENOSPC if "free space" in str(error) else 0:
-                        raise OSError(code, os.strerror(code)) from error
-                    append(beside, bytes(2**16))
+            except Exception:
+                append(beside, bytes(2**16))  # torch says nothing of a full disk, but nothing can be added to its file
                 raise
+            append(beside, b"")
             beside.replace(path)
     finally:
         with suppress(OSError):  # on a file system that has become read-only it stays

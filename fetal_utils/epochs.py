@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Mapping
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from fetal_utils.environment import progress_bar, replace_file, write_table
 from fetal_utils.runs import CHECKPOINT, Work
 
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.stateful import Stateful
+Part = Any  # what has `state_dict` and `load_state_dict`: modules, optimizers, schedules, `GeneratorState`
 
 
 class GeneratorState:
@@ -32,7 +28,7 @@ class GeneratorState:
 
 
 def run_epochs(
-    work: Work, train_epoch: Callable[[int], dict], *, n_epochs: int, parts: Mapping[str, Stateful], desc: str
+    work: Work, train_epoch: Callable[[int], dict], *, n_epochs: int, parts: Mapping[str, Part], desc: str
 ) -> pd.DataFrame:
     """Call ``train_epoch`` for each epoch, with a log row and a checkpoint of ``parts`` after each; the log.
 
@@ -50,32 +46,24 @@ def run_epochs(
             work.watch(pd.DataFrame(rows))
             bar.set_postfix({name: f"{value:.3f}" for name, value in row.items() if "loss" in name}, refresh=False)
             bar.update()
-    log = pd.DataFrame(rows)
-    write_table(log, work.folder / "log.csv")
-    return log
+    return pd.DataFrame(rows)
 
 
-def load_checkpoint(work: Work, parts: Mapping[str, Stateful]) -> list[dict]:
-    """Restore the parts from the run's checkpoint; the log rows so far, none without one or with a broken one."""
+def load_checkpoint(work: Work, parts: Mapping[str, Part]) -> list[dict]:
+    """Restore the parts from the run's checkpoint; the log rows so far, none without one."""
     path = work.folder / CHECKPOINT
     if not path.exists():
         return []
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, UnpicklingError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch's word for a file that ends too early
-            raise
-        tqdm.write(f"{path} is broken ({type(error).__name__}); beginning again")
-        return []
+    state = torch.load(path, weights_only=True, map_location="cpu")
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
     work.earlier_s = state["elapsed_s"]
     return state["rows"]
 
 
-def save_checkpoint(work: Work, parts: Mapping[str, Stateful], rows: list[dict]) -> None:
-    """Write the parts and the log so far, each whole or not at all."""
+def save_checkpoint(work: Work, parts: Mapping[str, Part], rows: list[dict]) -> None:
+    """Write the log so far, then the parts, each whole or not at all: a log may be ahead, and is then overwritten."""
+    write_table(pd.DataFrame(rows), work.folder / "log.csv")
     states = {name: part.state_dict() for name, part in parts.items()}
     state = {"parts": states, "rows": rows, "elapsed_s": work.elapsed_s}
     replace_file(work.folder / CHECKPOINT, lambda path: torch.save(state, path))
-    write_table(pd.DataFrame(rows), work.folder / "log.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import inspect
 import itertools
 import json
 import math
@@ -85,11 +86,7 @@ def read_preset(name: str) -> dict:
     found = read_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path)) or {}
     if not isinstance(found, dict) or not found.keys() <= KEYS.keys():
         raise UsageError(f"{path}: expected a mapping with some of {', '.join(KEYS)}")
-    preset = {key: check_type(f"{path}: {key}", found.get(key) or kind(), kind) for key, kind in KEYS.items()}
-    for number, values in preset["notebooks"].items():
-        if not isinstance(number, str) or not isinstance(values, dict):
-            raise UsageError(f'{path}: notebooks has {number!r}: {values!r}; expected "04" in quotes and a mapping')
-    return preset
+    return {key: check_type(f"{path}: {key}", found.get(key) or kind(), kind) for key, kind in KEYS.items()}
 
 
 def read_cells(path: Path) -> list[tuple[str, set[str]]]:
@@ -117,7 +114,7 @@ def check_type(name: str, value: object, expected: object) -> object:
         with suppress(ValueError):
             value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        shown = "a finite number" if kind is float else str(expected) if of else kind.__name__
+        shown = "a finite number" if kind is float else inspect.formatannotation(expected)
         raise UsageError(f"{name}={value!r} is of type {type(value).__name__}; expected {shown}")
     if kind is list:
         value = [check_type(f"a value of {name}", one, of[0]) for one in value] if of else value
@@ -126,12 +123,12 @@ def check_type(name: str, value: object, expected: object) -> object:
     return value
 
 
-def check_known(names: Collection[str], known: Collection[str], where: str) -> None:
+def check_known(names: Collection[str], known: Collection[str], what: str) -> None:
     """UsageError for a name that is unknown, with what may have been meant."""
     if unknown := sorted(set(map(str, names)) - set(known)):
         close = difflib.get_close_matches(unknown[0], known, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
-        raise UsageError(f"{unknown[0]}: no such parameter in {where}{meant}; there are {', '.join(sorted(known))}")
+        raise UsageError(f"{unknown[0]}: no such {what}{meant}; there are {', '.join(sorted(known))}")
 
 
 def plan(
@@ -147,19 +144,17 @@ def plan(
     if not any(name.startswith(start) for name in chosen):
         raise UsageError(f"{only or start or folder}: no such notebook of the study; there are {', '.join(paths)}")
     known = {name: read_parameters(path)[0] for name, path in paths.items()}
-    check_known({*preset["parameters"], *preset["grid"], *given}, set().union(*known.values()), "any notebook")
-    check_known(given.keys() - OPTIONS, set().union(*(known[name] for name in chosen)), "the chosen notebooks")
-    own: dict[str, dict] = {}
-    for number, values in preset["notebooks"].items():
-        if len(names := [name for name in paths if name.startswith(number)]) != 1:
-            raise UsageError(f"the preset's notebooks have {number!r}; expected the start of one of {', '.join(paths)}")
-        check_known(values, known[names[0]], names[0])
-        own[names[0]] = values
-    for name, values in preset["grid"].items():
+    common, grid, own = preset["parameters"], preset["grid"], preset["notebooks"]
+    check_known({*common, *grid, *given}, set().union(*known.values()), "parameter in any notebook")
+    check_known(given.keys() - OPTIONS, set().union(*(known[name] for name in chosen)), "parameter of those chosen")
+    numbers = {name[:2]: name for name in paths}
+    check_known(own, numbers, "notebook for a preset, which names them in quotes")
+    for number, values in own.items():
+        check_known(check_type(number, values, dict), known[numbers[number]], f"parameter in {numbers[number]}")
+    for name, values in grid.items():
         if not check_type(name, values, list):
             raise UsageError(f"the grid's {name} is empty; expected at least one value")
-    common, grid = preset["parameters"], preset["grid"]
-    return [one for name in chosen for one in variants(paths[name], common, own.get(name, {}) | given, grid)]
+    return [one for name in chosen for one in variants(paths[name], common, own.get(name[:2], {}) | given, grid)]
 
 
 def variants(path: Path, common: Mapping, own: Mapping, grid: Mapping[str, list]) -> Iterator[Execution]:

@@ -20,14 +20,7 @@ from pandas.io.formats.style import Styler
 from fetal_utils.environment import replace_file
 
 NOTEBOOK_ONLY = "notebook-only"  # tag of cells that a reader of the page has no use for, such as exercises
-TAGS = nh3.ALLOWED_TAGS | {"section", "figure", "figcaption"}
-ATTRIBUTES = {
-    "*": {"class", "id", "title"},
-    "a": {"href"},
-    "img": {"src", "alt"},
-    "td": {"colspan", "rowspan"},
-    "th": {"colspan", "rowspan", "scope"},
-}
+ATTRIBUTES = nh3.ALLOWED_ATTRIBUTES | {"*": {"class", "id", "title"}}
 NO_WORDS = ("", "No description has been provided for this image")  # the latter by nbconvert
 FRAME = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -36,20 +29,11 @@ FRAME = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>$title</title>
-<style>
-$style
-</style>
+<style>$style</style>
 </head>
 <body>
-<nav aria-label="Contents">
-<p>Contents</p>
-<ol>
-$contents
-</ol>
-</nav>
-<main>
-$body
-</main>
+<nav aria-label="Contents"><p>Contents</p><ol>$contents</ol></nav>
+<main>$body</main>
 </body>
 </html>
 """)
@@ -64,16 +48,15 @@ def write_report(executed_notebook: str | Path, html: str | Path) -> Path:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such notebook.
     ValueError
-        If it has not been executed or a cell failed, it has no title or several, or a picture has no alternative text.
+        If a cell failed, there is no title (say, as no cell was executed) or several, or a picture has no alternative
+        text.
     """
     executed_notebook, html = Path(executed_notebook), Path(html)
-    if not executed_notebook.exists():
-        raise FileNotFoundError(f"{executed_notebook} is missing: execute notebook 06_study_report first")
     notebook = nbformat.read(executed_notebook, as_version=4)
-    check_executed(notebook, executed_notebook.name)
+    outputs = [(cell.id, output) for cell in notebook.cells for output in cell.get("outputs", [])]
+    if failed := [cell_id for cell_id, output in outputs if output.output_type == "error"]:
+        raise ValueError(f"{executed_notebook.name} failed in cell {failed[0]!r}; run it again")
     page = fill_page(sanitise(render_body(notebook)), name=executed_notebook.name)
     html.parent.mkdir(parents=True, exist_ok=True)
     replace_file(html, lambda beside: beside.write_text(page, encoding="utf-8"))
@@ -89,13 +72,7 @@ def show_figure(figure: Figure, words: str) -> None:
 def show_table(table: pd.DataFrame, caption: str, *, precision: int = 3) -> Styler:
     """A table with a caption, its text escaped; a cell that begins with a verdict's name has that as its class.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Its index and columns become headings.
-    caption : str
-    precision : int
-        Digits after the point of numbers; a missing one is shown as a dash.
+    ``precision`` counts digits after the point; a missing number is shown as a dash.
     """
     classes = table.map(class_of)
     styler = table.style.format(precision=precision, escape="html", na_rep="\N{EN DASH}")
@@ -107,18 +84,6 @@ def class_of(cell: object) -> str:
     if not isinstance(cell, str):
         return ""
     return cell.split(" ")[0] if cell.startswith(("advantage", "disadvantage")) else "text"
-
-
-def check_executed(notebook: NotebookNode, name: str) -> None:
-    """Raise a ValueError for a notebook of which a cell failed or none has run."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for cell in cells:
-        for output in cell.outputs:
-            if output.output_type == "error":
-                failure = f"{output.ename}: {output.evalue}"
-                raise ValueError(f"{name} failed in cell {cell.id!r} with {failure}; run it again")
-    if all(cell.execution_count is None for cell in cells):
-        raise ValueError(f"{name} has not been executed: run `python -m fetal_utils.study --only 06`")
 
 
 def render_body(notebook: NotebookNode) -> str:
@@ -146,7 +111,6 @@ def sanitise(body: str) -> str:
 
     return nh3.clean(
         body,
-        tags=TAGS,
         attributes=ATTRIBUTES,
         attribute_filter=keep,
         clean_content_tags={"script", "style"},
@@ -158,7 +122,7 @@ def fill_page(body: str, *, name: str) -> str:
     """The page around the body: title, style, list of contents; ValueError as of `write_report`."""
     titles = re.findall(r"<h1[^>]*>(.*?)</h1>", body)
     if len(titles) != 1:
-        raise ValueError(f"{name} shows the titles {titles}: expected one heading of the first level")
+        raise ValueError(f"{name} shows the titles {titles}: expected one; if there is none, was it executed?")
     words = {tag: "".join(re.findall(r'alt="([^"]*)"', tag)).strip() for tag in re.findall(r"<img[^>]*>", body)}
     wordless = [tag for tag, alt in words.items() if alt in NO_WORDS or 'src="' not in tag]
     if wordless:

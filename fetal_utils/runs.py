@@ -29,11 +29,10 @@ from fetal_utils.environment import StorageError, commit, read_json, read_table,
 # Raised by hand when the code gives other numbers for the same settings: older results are then not reused.
 RESULTS_VERSION = 3
 RECORD, ATTEMPT, TRACEBACK, CHECKPOINT = "record.json", "attempt.json", "traceback.txt", "checkpoint.pt"
-ABOUT_DATA = ("title", "is_phantom", "development_fraction", "split_seed", "geometry", "blank_text")
 ABOUT_RUN = ("task", "strategy", "label_fraction", "draw", "seed", "n_images", "n_patients", "views_seen")
 NUMBERS = {"int": lambda value: int(operator.index(value)), "float": float}
 
-Dataset = Any  # `fetal_utils.data.Dataset`, of which this module needs the key and `ABOUT_DATA`
+Dataset = Any  # `fetal_utils.data.Dataset`, of which this module needs the key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +169,11 @@ class RunStore:
         return all((folder / name).exists() for name in (RECORD, *(settings.weights if weights else ())))
 
     def open(self, settings: Settings) -> Run:
-        """A finished run, after a look whether its record really holds these settings and this data."""
+        """A finished run, after a look whether its record is whole and holds these settings."""
         run = Run(settings, self.folder(settings))
         if not self.has(settings):
             raise FileNotFoundError(f"{run.folder} is missing: run {settings.kind} has not been computed")
-        wanted = json.loads(json.dumps(self.identity(settings)))
-        if {name: run.record.get(name) for name in wanted} != wanted:
+        if run.record.get("settings") != settings.to_dict():
             raise ValueError(f"{run.folder / RECORD} holds other settings than asked for; delete that folder")
         return run
 
@@ -193,18 +191,13 @@ class RunStore:
     ) -> list[Run]:
         """The wanted runs in the order asked for, computing those that are missing and all that they need.
 
-        Parameters
-        ----------
-        scheduler : str
-            Empty computes here, ``local:N`` in N processes of this machine, else the address of a Dask scheduler.
-        watch : callable, optional
-            Called with a run's settings and its log so far after each of its epochs, while computing here.
-        weights : bool
-            Whether to compute those again whose weights are missing, as after `study restore`.
+        An empty ``scheduler`` computes here, ``local:N`` in N processes of this machine, else the Dask scheduler of
+        that address. ``watch`` is called with a run's settings and log after each epoch that is computed here.
+        ``weights`` asks also for weights, which runs have lost after `study restore`.
 
         Raises
         ------
-        ValueError, StorageError
+        ValueError, OSError
             For settings that can't be computed or a folder that can't be written, before the first run starts.
         RunsFailedError, StorageError, KeyboardInterrupt
             If runs failed, after all others are finished; if the disk is full; if interrupted or terminated.
@@ -236,7 +229,6 @@ class RunStore:
                     {name: (*about, settings) for name, settings in missing.items()},
                     scheduler=scheduler,
                     check=partial(find_obstacle, *about[:2], self.dataset.key, environment.code_key()),
-                    spread_gpus=self.requested_device in ("auto", "cuda"),
                     done=lambda name: bar.update(),
                 )
         except KeyboardInterrupt:
@@ -296,7 +288,6 @@ class RunStore:
                     unfinished.mkdir(exist_ok=True)
                     (unfinished / ATTEMPT).write_text(json.dumps({**about, "pid": os.getpid()}), encoding="utf-8")
                     settings.compute(work)
-                    about["data"] = {name: getattr(self.dataset, name) for name in ABOUT_DATA}
                     about |= {"facts": work.facts, "seconds": round(work.elapsed_s, 3), "commit": commit()}
                     about |= {"n_threads": torch.get_num_threads(), "versions": environment.versions()}
                     write_json(unfinished / RECORD, about)

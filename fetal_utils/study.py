@@ -31,7 +31,6 @@ from fetal_utils.tables import merge_tables
 
 LOG = logging.getLogger(__name__)
 INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from there"
-KERNEL_DIED = "its kernel died, as it does when memory is short; lower image_size or a batch size"
 KEPT = (RECORD, "log.csv", "predictions.csv")  # of a run in an archive
 MEMBER = re.compile(r"runs/\w+/[0-9a-f]{16}/(record\.json|(log|predictions)\.csv)|data/[\w.]+\.(csv|json|yaml)")
 
@@ -144,14 +143,14 @@ def open_log(results_dir: Path) -> None:
 
 def compute_runs(wanted: list[Wanted], scheduler: str) -> list[tuple]:
     """Compute what all notebooks want, asked for together, so that no worker waits for the end of a notebook."""
-    stores, runs, made = {}, defaultdict(list), []
+    groups, made = defaultdict(list), []
     for one in wanted:
-        group = one.store.results_dir, one.store.dataset.key, one.weights
-        stores[group] = one.store
-        runs[group] += one.runs
-    for group, store in stores.items():
-        get = partial(store.get, runs[group], scheduler=scheduler, weights=group[-1])
-        made += attempt(f"runs in {store.results_dir}", get)
+        groups[one.store.results_dir, one.store.dataset.key, one.weights].append(one)
+    for (results_dir, _, weights), group in groups.items():
+        runs = [settings for one in group for settings in one.runs]
+        made += attempt(
+            f"runs in {results_dir}", partial(group[0].store.get, runs, scheduler=scheduler, weights=weights)
+        )
     return made
 
 
@@ -189,7 +188,7 @@ def attempt(name: str, work: Callable[[], object]) -> list[tuple[str, float, str
 def one_line(error: Exception) -> str:
     """An error in one line, that of a notebook's cell with the cell's number."""
     if type(error).__name__ == "DeadKernelError":
-        return KERNEL_DIED
+        return "its kernel died, as it does when memory is short; lower image_size or a batch size"
     kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cell = f"cell {error.exec_count}: " if hasattr(error, "exec_count") else ""
@@ -263,18 +262,15 @@ def count_missing(wanted: list[Wanted], folders: set[Path]) -> str:
 
 
 def status(results_dir: Path, _: Path) -> str:
-    """Runs by kind and state, those that are not done, and executed notebooks; of the folders in this one, too."""
+    """Runs by kind and state, and those that are not done; of the folders in this one, too."""
     parts = []
-    for folder in [results_dir, *sorted(path for path in results_dir.glob("*") if path.is_dir())]:
-        if not any((folder / name).is_dir() for name in ("runs", "notebooks")):
-            continue
-        table = run_status(folder)
-        counts = pd.crosstab(table["kind"], table["state"]).join(table.groupby("kind")["seconds"].sum()).reset_index()
-        rest = table[table["state"] != "done"]
-        copies = ", ".join(sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb")))
-        parts += [str(folder), *(to_text(one) for one in (counts, rest) if len(one)), f"executed: {copies or '-'}"]
+    for folder in [results_dir, *sorted(results_dir.glob("*/"))]:
+        if len(table := run_status(folder)):
+            counts = pd.crosstab(table["kind"], table["state"]).join(table.groupby("kind")["seconds"].sum())
+            rest = table[table["state"] != "done"]
+            parts += [str(folder), to_text(counts.reset_index()), *([to_text(rest)] if len(rest) else [])]
     if not parts:
-        raise UsageError(f"{results_dir} holds no runs and no notebooks of a study; see --results-dir")
+        raise UsageError(f"{results_dir} holds no runs of a study; see --results-dir")
     return "\n\n".join(parts)
 
 
@@ -309,33 +305,30 @@ def restore(results_dir: Path, file: Path) -> str:
     with tempfile.TemporaryDirectory(dir=results_dir, prefix=".restore-") as unpacked:
         try:
             with tarfile.open(file, "r:xz") as opened:
-                opened.extractall(unpacked, filter="data")
+                members = [member for member in opened if not member.isdir()]
+                if strange := [one.name for one in members if not (one.isfile() and MEMBER.fullmatch(one.name))]:
+                    raise UsageError(f"{file} holds {strange[0]}, which is no part of a run")
+                opened.extractall(unpacked, members, filter="data")
         except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
             raise UsageError(f"{file} is no archive of runs: {error}") from None
-        folders = check_unpacked(Path(unpacked), file)
-        new = {folder: results_dir / name for folder, name in folders.items() if not (results_dir / name).exists()}
-        for folder, target in new.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(target)
-    return f"{len(new)} folders restored to {results_dir}, {len(folders) - len(new)} were there"
+        names = {Path(member.name).parent for member in members}
+        for name in names - {Path("data")}:
+            check_record(Path(unpacked, name))
+        new = [name for name in names if not (results_dir / name).exists()]
+        for name in new:
+            (results_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            Path(unpacked, name).rename(results_dir / name)
+    return f"{len(new)} folders restored to {results_dir}, {len(names) - len(new)} were there"
 
 
-def check_unpacked(unpacked: Path, file: Path) -> dict[Path, Path]:
-    """Unpacked folders and their names in a results folder; UsageError if anything else was in the archive."""
-    folders = {}
-    for path in sorted(path for path in unpacked.rglob("*") if path.is_symlink() or not path.is_dir()):
-        name = path.relative_to(unpacked)
-        if path.is_symlink() or not MEMBER.fullmatch(name.as_posix()):
-            raise UsageError(f"{file} holds {name}, which is no part of a run")
-        folders[path.parent] = name.parent
-    for folder in (folder for folder, name in folders.items() if name.parts[0] == "runs"):
-        record = read_json(folder / RECORD)
-        if record.get("results_version") != RESULTS_VERSION:
-            raise UsageError(f"{file} holds results of version {record.get('results_version')}, not {RESULTS_VERSION}")
-        identity = {name: record.get(name) for name in ("settings", "data_key", "results_version")}
-        if folder.name != run_key(identity):
-            raise UsageError(f"{file}: the record in {folders[folder]} is of another run")
-    return folders
+def check_record(folder: Path) -> None:
+    """UsageError if the record in a folder is of another version, or not of the run that the folder's name says."""
+    record = read_json(folder / RECORD)
+    identity = {name: record.get(name) for name in ("settings", "data_key", "results_version")}
+    if record.get("results_version") != RESULTS_VERSION:
+        raise UsageError(f"{folder.name}: results of version {record.get('results_version')}, not {RESULTS_VERSION}")
+    if folder.name != run_key(identity):
+        raise UsageError(f"{folder.name}: the record is of another run")
 
 
 if __name__ == "__main__":

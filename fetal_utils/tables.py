@@ -11,9 +11,7 @@ from fetal_utils.runs import RESULTS_VERSION
 
 ARM, RUN = ("task", "protocol", "strategy", "label_fraction"), ("draw", "seed")
 COUNTS, INTERVAL = ("n_images", "n_patients"), ("value", "low", "high")
-JUDGED = (
-    "low", "high", "n_images", "n_pairs", "standard_error", "degrees", "p", "resolved", "verdict", "under_trained",
-)  # fmt: skip
+JUDGED = ("low", "high", "n_pairs", "standard_error", "degrees", "p", "resolved", "under_trained")
 OF_SIMCLR = ("pretraining_lr", "n_epochs", "temperature")
 # of each table: the columns that say what a row is about, and those that hold what was found
 TABLES = {
@@ -21,13 +19,13 @@ TABLES = {
     "baselines": (("task", "baseline"), ("accuracy", "balanced_accuracy", "macro_f1")),
     "metrics": ((*ARM, *RUN, "plane", "metric"), (*INTERVAL, *COUNTS, "key")),
     "label_efficiency": ((*ARM, "metric"), (*INTERVAL, *COUNTS, "n_pairs", "sd_over_pairs", "under_trained")),
-    "comparisons": ((*ARM, "baseline", "metric"), ("difference", *JUDGED, "p_holm", "family")),
+    "comparisons": ((*ARM, "baseline", "metric"), ("difference", *JUDGED, "n_images", "verdict", "p_holm", "family")),
     "equivalence": ((*ARM, "baseline"), ("score", "n_equivalent", "low", "high", "reading", "n_images", "n_pairs")),
     "claim": (
         ("protocol", "strategy", "baseline", "matching", "label_fraction", "n_images", "scale"),
-        ("difference_of_gains", "gain_brain_planes", "gain_planes", "primary", *(c for c in JUDGED if c != "n_images")),
+        ("difference_of_gains", "gain_brain_planes", "gain_planes", "primary", "verdict", *JUDGED),
     ),
-    "robustness": (("variant", *ARM, "baseline", "metric"), ("difference", *(c for c in JUDGED if c != "verdict"))),
+    "robustness": (("variant", *ARM, "baseline", "metric"), ("difference", *JUDGED, "n_images")),
     "by_group": ((*ARM, "column", "group"), (*INTERVAL, *COUNTS, "n_classes", "n_train_images")),
     "costs": (ARM, ("views", "seconds", "n_runs")),
     "trials": (
@@ -45,10 +43,7 @@ RUN_COLUMNS = ("task", "strategy", "label_fraction", *RUN, *COUNTS, "views", "se
 
 
 def check_parts(results_dir: str | Path, data_key: str) -> None:
-    """Raise a ValueError if a results folder holds tables of other data or of another version of the results.
-
-    The setup cell of a notebook calls it, so that nothing is computed for tables that can't be joined.
-    """
+    """Raise a ValueError if a results folder holds tables of other data or another version; for setup cells."""
     for path in sorted(Path(results_dir, "tables").glob("*.csv")):
         for key, version in read_table(path)[["data_key", "results_version"]].head(1).itertuples(index=False):
             if (key, version) != (data_key, RESULTS_VERSION):
@@ -62,12 +57,7 @@ def write_part(table: pd.DataFrame, results_dir: str | Path, name: str, part: st
     """Write a notebook's rows of a table as ``<results_dir>/tables/<name>.<part>.csv``; `merge_tables` joins the parts.
 
     ``part`` says which rows, such as the notebook and the task; of rows that stand in several parts, the last by name
-    is kept. No row is fine.
-
-    Raises
-    ------
-    ValueError
-        If there is no such table, columns are missing, or the folder holds parts of other data (see `check_parts`).
+    is kept. No row is fine. ValueError for an unknown table or missing columns, and as `check_parts`.
     """
     columns = [column for group in TABLES.get(name, ()) for column in group]
     missing = [column for column in columns if column not in table.columns] if len(table) else []
@@ -90,7 +80,7 @@ def read(results_dir: str | Path, name: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).drop_duplicates(subset=list(about), keep="last", ignore_index=True)
 
 
-def merge_tables(results_dir: str | Path) -> list[Path]:
+def merge_tables(results_dir: str | Path) -> None:
     """Write each table whole, ``<results_dir>/<name>.csv``, and ``runs.csv``."""
     names = {path.name.split(".")[0] for path in Path(results_dir, "tables").glob("*.csv")}
     tables = {name: table for name in TABLES if name in names and len(table := read(results_dir, name))}
@@ -100,7 +90,6 @@ def merge_tables(results_dir: str | Path) -> list[Path]:
         tables["runs"] = list_runs(results_dir, data_key)
     for name, table in tables.items():
         write_table(table, Path(results_dir, f"{name}.csv"))
-    return [Path(results_dir, f"{name}.csv") for name in tables]
 
 
 def list_runs(results_dir: str | Path, data_key: str) -> pd.DataFrame:

