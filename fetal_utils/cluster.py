@@ -123,25 +123,20 @@ def work(call: str, prepare: tuple, check: Callable[[], str], function: Callable
 def run_graph(
     client: Client, dependencies: Mapping[str, Sequence[str]], common: tuple, arguments: Mapping, done: Callable
 ) -> dict[str, str]:
-    """Submit names as they become ready, never more than the workers have threads; why names failed.
+    """Submit names in their order as they become ready, never more than the workers have threads; why names failed.
 
-    Of those that are ready, the one with the longest chain goes first. Dask could hold the whole graph, but it hands a
-    worker several tasks at once and blames all of them when that worker dies: one that kills workers would take others
-    with it.
+    Dask could hold the whole graph, but it hands a worker several tasks at once and blames all of them when that worker
+    dies: one that kills workers would take others with it.
     """
     from distributed import wait
 
-    chain = dict.fromkeys(dependencies, 1)  # names in the longest chain that begins here
-    for name in reversed([*TopologicalSorter(dependencies).static_order()]):
-        for needed in dependencies[name]:
-            chain[needed] = max(chain[needed], chain[name] + 1)
     sorter, ready, in_flight, failures = TopologicalSorter(dependencies), [], {}, {}
     sorter.prepare()
     while sorter.is_active():
-        ready, ended = sorted([*ready, *sorter.get_ready()], key=chain.__getitem__), {}
-        n_slots = sum(client.nthreads().values())
+        ready += sorter.get_ready()
+        n_slots, ended = sum(client.nthreads().values()), {}
         while ready and len(in_flight) < n_slots:
-            name = ready.pop()
+            name = ready.pop(0)
             if failed := [needed for needed in dependencies[name] if needed in failures]:
                 ended[name] = f"needs {failed[0]}, which failed"
             else:

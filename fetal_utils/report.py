@@ -88,15 +88,14 @@ def class_of(cell: object) -> str:
 
 def render_body(notebook: NotebookNode) -> str:
     """Texts and outputs as HTML, without code and printed lines."""
-    kept = nbformat.from_dict(notebook)
-    kept.cells = [cell for cell in kept.cells if NOTEBOOK_ONLY not in cell.metadata.get("tags", [])]
-    for cell in kept.cells:
+    notebook.cells = [cell for cell in notebook.cells if NOTEBOOK_ONLY not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
     hidden = {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True}
     # "basic" is a fragment: the other templates load scripts and fonts from elsewhere
     exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True, **hidden)
-    return exporter.from_notebook_node(kept)[0]
+    return exporter.from_notebook_node(notebook)[0]
 
 
 def sanitise(body: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -97,19 +98,15 @@ def list_runs(results_dir: str | Path, data_key: str) -> pd.DataFrame:
 
     A row per run of `KINDS`, of this data and version; ``key`` is the name of its folder.
     """
-    judged, needed, rows = set(read(results_dir, "metrics")["key"]), [], []
+    judged, listed, rows = set(read(results_dir, "metrics")["key"]), [], []
     for kind in KINDS:  # pretrainings come last, when those that are needed are known
         for path in sorted(Path(results_dir, "runs", kind).glob("*/record.json")):
             folder, record = path.parent, read_json(path)
             same = (record.get("data_key"), record.get("results_version")) == (data_key, RESULTS_VERSION)
-            if same and not folder.suffix and (folder.name in judged or record["settings"] in needed):
-                needed += nested_settings(record["settings"])
+            settings = json.dumps(record["settings"])  # which stand inside those of the runs that need this one
+            needed = folder.name in judged or any(settings in other for other in listed)
+            if same and needed and not folder.suffix:
+                listed.append(settings)
                 known = record["settings"] | record["facts"] | record | {"views": record["facts"].get("views_seen")}
                 rows.append({"kind": kind, "key": folder.name, **{name: known.get(name) for name in RUN_COLUMNS}})
     return pd.DataFrame(rows, columns=["kind", "key", *RUN_COLUMNS])
-
-
-def nested_settings(settings: dict) -> list[dict]:
-    """The settings of all runs inside those of one, as a record holds them."""
-    inside = [value for value in settings.values() if isinstance(value, dict)]
-    return inside + [deeper for value in inside for deeper in nested_settings(value)]
