@@ -43,7 +43,6 @@ def run_epochs(
             row = train_epoch(epoch)
             rows.append({"epoch": epoch + 1, "seconds": round(work.elapsed_s, 3), **row})
             save_checkpoint(work, parts, rows)
-            work.watch(pd.DataFrame(rows))
             bar.set_postfix({name: f"{value:.3f}" for name, value in row.items() if "loss" in name}, refresh=False)
             bar.update()
     return pd.DataFrame(rows)

@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -97,7 +97,6 @@ class Work:
     dataset: Dataset
     store: RunStore  # for the results of the runs that this one needs
     device: torch.device
-    watch: Callable[[pd.DataFrame], object]  # called with the log so far after each epoch
     facts: dict = field(default_factory=dict)  # what was counted (patients, views, ...); goes into the record
     earlier_s: float = 0.0  # spent by earlier, interrupted attempts, as the checkpoint tells
     started: float = field(default_factory=time.perf_counter)
@@ -186,14 +185,11 @@ class RunStore:
                 found |= {self.name(run): run for run in [*needed, settings]}
         return list(found.values())
 
-    def get(
-        self, wanted: Sequence[Settings], *, scheduler: str = "", watch: Callable | None = None, weights: bool = False
-    ) -> list[Run]:
+    def get(self, wanted: Sequence[Settings], *, scheduler: str = "", weights: bool = False) -> list[Run]:
         """The wanted runs in the order asked for, computing those that are missing and all that they need.
 
         An empty ``scheduler`` computes here, ``local:N`` in N processes of this machine, else the Dask scheduler of
-        that address. ``watch`` is called with a run's settings and log after each epoch that is computed here.
-        ``weights`` asks also for weights, which runs have lost after `study restore`.
+        that address. ``weights`` asks also for weights, which runs have lost after `study restore`.
 
         Raises
         ------
@@ -205,12 +201,12 @@ class RunStore:
         missing = {self.name(settings): settings for settings in self.missing(wanted, weights=weights)}
         for settings in missing.values():
             settings.check(self.dataset)
-        if missing and (failures := self._compute_missing(missing, scheduler, watch)):
+        if missing and (failures := self._compute_missing(missing, scheduler)):
             lines = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
             raise RunsFailedError(f"{len(failures)} of {len(missing)} runs failed:\n{lines}")
         return [self.open(settings) for settings in wanted]
 
-    def _compute_missing(self, missing: Mapping[str, Settings], scheduler: str, watch: Callable | None) -> dict:
+    def _compute_missing(self, missing: Mapping[str, Settings], scheduler: str) -> dict[str, str]:
         """Compute runs here or on a cluster; why runs failed, in one line each, by name."""
         environment.check_writable(self.results_dir)
         for settings in missing.values():  # a traceback found later tells that another process tried meanwhile
@@ -221,7 +217,7 @@ class RunStore:
         try:
             with bar:
                 if not scheduler:
-                    return self._compute_here(missing, needs, bar, watch)
+                    return self._compute_here(missing, needs, bar)
                 about = self.results_dir.resolve(), self.dataset, self.requested_device
                 return cluster.compute_graph(
                     needs,
@@ -236,7 +232,7 @@ class RunStore:
             said = f"interrupted; {n_done} of {len(missing)} runs are finished, and of the others the epochs that ended"
             raise KeyboardInterrupt(f"{said}. Run the same again to go on") from None
 
-    def _compute_here(self, missing: Mapping, needs: Mapping, bar: tqdm, watch: Callable | None) -> dict[str, str]:
+    def _compute_here(self, missing: Mapping, needs: Mapping, bar: tqdm) -> dict[str, str]:
         """Compute runs one after another; those that other processes compute are put off, then waited for."""
         ended: dict[str, str] = {}  # names and why they failed, or ""
         wait = False
@@ -247,14 +243,14 @@ class RunStore:
                     ended[name] = f"needs {failed[0]}, which failed"
                 elif all(needed in ended for needed in needs[name]):
                     bar.set_postfix_str(missing[name].kind, refresh=False)
-                    reason, wait = self.compute(missing[name], wait=wait, watch=watch), False
+                    reason, wait = self.compute(missing[name], wait=wait), False
                     if reason is not None:
                         ended[name] = reason
                 bar.update(name in ended)
             wait = len(ended) == before  # nothing else is left to do
         return {name: reason for name, reason in ended.items() if reason}
 
-    def compute(self, settings: Settings, *, wait: bool = True, watch: Callable | None = None) -> str | None:
+    def compute(self, settings: Settings, *, wait: bool = True) -> str | None:
         """Compute one run, whose dependencies are finished, unless it is there or failed for another process; why it
         failed in one line, or ""; None if another process computes it and this one does not ``wait``."""
         unfinished = self.folder(settings).with_suffix(".partial")
@@ -271,17 +267,17 @@ class RunStore:
         try:
             if self.has(settings, weights=True):  # finished meanwhile by another process
                 return ""
-            return last_line(unfinished / TRACEBACK) or self._compute_locked(settings, unfinished, watch)
+            return last_line(unfinished / TRACEBACK) or self._compute_locked(settings, unfinished)
         finally:
             with suppress(OSError):  # a disk that has become read-only
                 Path(lock.lock_file).unlink()  # while it is held; filelock lets who waits look again
             lock.release()
             environment.keep_freed_memory(trim=True)  # the next run's arrays have other sizes
 
-    def _compute_locked(self, settings: Settings, unfinished: Path, watch: Callable | None) -> str:
+    def _compute_locked(self, settings: Settings, unfinished: Path) -> str:
         """Compute a run or go on with it; why it failed in one line, or ""."""
         about = self.identity(settings) | {"device": str(self.device), "host": socket.gethostname()}
-        work = Work(unfinished, self.dataset, self, self.device, partial(watch or (lambda *_: None), settings))
+        work = Work(unfinished, self.dataset, self, self.device)
         try:
             with storage_errors(unfinished):
                 if not (unfinished / RECORD).exists():  # else a killed process had done all but the renaming

@@ -1,30 +1,20 @@
 import pandas as pd
 import pytest
-from toy_runs import Drift, files_of, toy_store, unfinished
-
-
-def cut_after(n_epochs):
-    """A watch that ends a run."""
-
-    def watch(settings, log):
-        if len(log) == n_epochs:
-            raise KeyboardInterrupt
-
-    return watch
+from toy_runs import Drift, end_epochs, files_of, toy_store, unfinished
 
 
 @pytest.mark.parametrize("n_epochs", [1, 2, 3])
-def test_an_interrupted_run_goes_on_after_its_last_epoch_to_the_same_weights(tmp_path, n_epochs):
+def test_an_interrupted_run_goes_on_after_its_last_epoch_to_the_same_weights(tmp_path, n_epochs, monkeypatch):
     (whole,) = toy_store(tmp_path / "whole").get([Drift()])
     store = toy_store(tmp_path / "cut")
+    ended = end_epochs(monkeypatch, {n_epochs: KeyboardInterrupt})
     with pytest.raises(KeyboardInterrupt, match=r"0 of 1 runs are finished.*Run the same again to go on"):
-        store.get([Drift()], watch=cut_after(n_epochs))
+        store.get([Drift()])
     assert not store.folder(Drift()).exists()
     assert files_of(unfinished(store, Drift())) == ["attempt.json", "checkpoint.pt", "log.csv"]
     assert len(pd.read_csv(unfinished(store, Drift()) / "log.csv")) == n_epochs
-    epochs = []
-    (run,) = store.get([Drift()], watch=lambda settings, log: epochs.append(len(log)))
-    assert epochs == list(range(n_epochs + 1, 4))
+    (run,) = store.get([Drift()])
+    assert ended == [1, 2, 3]  # none twice
     assert run.weights.read_bytes() == whole.weights.read_bytes()
     assert run.log[["epoch", "loss"]].equals(whole.log[["epoch", "loss"]])
     assert run.log["epoch"].tolist() == [1, 2, 3]
@@ -33,15 +23,11 @@ def test_an_interrupted_run_goes_on_after_its_last_epoch_to_the_same_weights(tmp
     assert files_of(run.folder) == ["log.csv", "predictions.csv", "record.json", "weights.safetensors"]
 
 
-def test_a_run_that_diverges_fails_and_keeps_its_last_checkpoint(tmp_path):
-    def watch(settings, log):
-        if len(log) == 2:
-            raise FloatingPointError("loss is nan")
-
+def test_a_run_that_diverges_fails_and_keeps_its_last_checkpoint(tmp_path, monkeypatch):
     store = toy_store(tmp_path)
-    with pytest.raises(RuntimeError, match="FloatingPointError: loss is nan"):
-        store.get([Drift()], watch=watch)
+    ended = end_epochs(monkeypatch, {2: FloatingPointError})
+    with pytest.raises(RuntimeError, match="FloatingPointError"):
+        store.get([Drift()])
     assert {"checkpoint.pt", "traceback.txt"} <= set(files_of(unfinished(store, Drift())))
-    epochs = []
-    store.get([Drift()], watch=lambda settings, log: epochs.append(len(log)))
-    assert epochs == [3]
+    store.get([Drift()])
+    assert ended == [1, 2, 3]

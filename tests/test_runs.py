@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from toy_runs import Drift, Sum, ToyDataset, computed, files_of, forkserver, toy_store, unfinished, value_of
+from toy_runs import Drift, Sum, ToyDataset, computed, end_epochs, files_of, forkserver, toy_store, unfinished, value_of
 
 from fetal_utils import runs
 from fetal_utils.environment import StorageError, code_key, terminate_as_interrupt
@@ -379,21 +379,18 @@ def test_a_full_disk_stops_with_the_reason_and_there_being_room_the_same_call_go
         assert run.weights.read_bytes() == other.weights.read_bytes()
 
 
-def test_a_read_only_folder_is_found_before_the_first_run_and_what_is_there_is_still_read(small_disk):
+def test_a_read_only_folder_is_found_before_the_first_run_and_what_is_there_is_still_read(small_disk, monkeypatch):
     store = toy_store(small_disk)
     store.get([A])
+    end_epochs(monkeypatch, {1: KeyboardInterrupt})
     with pytest.raises(KeyboardInterrupt):
-        store.get([LARGE], watch=interrupt)
+        store.get([LARGE])
     (unfinished(store, LARGE).with_suffix(".lock")).touch()  # as a killed process leaves it
     assert mount("-o", "remount,ro", small_disk).returncode == 0
     with pytest.raises(StorageError, match="Read-only file system"):
         store.get([A, B])
     assert store.get([A])[0].record["facts"] == {"total": 1}
     assert run_status(small_disk)["state"].tolist() == ["interrupted", "done"]
-
-
-def interrupt(settings, log):
-    raise KeyboardInterrupt
 
 
 def test_a_disk_that_refuses_a_checkpoint_stops_everything_and_leaves_nothing_half_written(store, monkeypatch):

@@ -175,7 +175,7 @@ def run(store):
 
 def pool_of(store, **settings):
     """What a pretraining learns from."""
-    work = Work(store.results_dir, store.dataset, store, store.device, watch=print)
+    work = Work(store.results_dir, store.dataset, store, store.device)
     return ContrastiveViews(dataclasses.replace(SETTINGS, **settings), work, START.encoder(), torch_generator(0))
 
 

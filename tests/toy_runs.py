@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fetal_utils import epochs
 from fetal_utils.environment import replace_file, torch_generator, write_table
 from fetal_utils.epochs import GeneratorState, run_epochs
 from fetal_utils.runs import RunStore, Settings, Work
@@ -97,6 +98,20 @@ def computed(store: RunStore) -> list[int]:
     """Terms of the runs that were really computed, in order."""
     path = store.results_dir / "computed.txt"
     return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def end_epochs(monkeypatch: pytest.MonkeyPatch, errors: dict[int, type[BaseException]]) -> list[int]:
+    """The epochs that end from now on, from 1; the errors are raised after the checkpoint of theirs."""
+    ended, save = [], epochs.save_checkpoint
+
+    def save_and_raise(work: Work, parts: dict, rows: list[dict]) -> None:
+        save(work, parts, rows)
+        ended.append(len(rows))
+        if len(rows) in errors:
+            raise errors[len(rows)]
+
+    monkeypatch.setattr(epochs, "save_checkpoint", save_and_raise)
+    return ended
 
 
 def forkserver() -> multiprocessing.context.BaseContext:
