@@ -1,6 +1,5 @@
 """Things to move in JupyterLab: one explorer of any table's rows, and the augmentation lab; elsewhere still figures."""
 
-import io
 from collections.abc import Callable, Sequence
 
 import ipywidgets
@@ -27,6 +26,7 @@ def explore(
 
     def draw(rows: Sequence[int]) -> None:
         show(rows[0] if page == 1 else list(rows))
+        plt.show()
 
     def pages(rows: Sequence[int]) -> list[tuple]:
         return [(str(rows[start]), tuple(rows[start : start + page])) for start in range(0, len(rows), page)]
@@ -54,7 +54,7 @@ def explore(
     for one in choosers.values():
         one.observe(refilter, names="value")
     lines = [ipywidgets.HBox(list(one), layout=WRAP) for one in (choosers.values(), [slider, *buttons.values()])]
-    return ipywidgets.VBox([*lines, follow([slider], lambda: draw(slider.value))])
+    return ipywidgets.VBox([*lines, ipywidgets.interactive_output(draw, {"rows": slider})])
 
 
 def augmentation_lab(
@@ -71,34 +71,16 @@ def augmentation_lab(
         panels = [column[row] for row in range(len(images)) for column in columns]
         contact_sheet(panels, names * len(images), n_columns=len(columns))
         return None
-    image = ipywidgets.IntSlider(description="image", max=len(images) - 1, style=WIDE)
-    strength = ipywidgets.FloatSlider(description="strength x", value=1.0, max=3.0, step=0.1, style=WIDE)
-    preset, seed = choose("preset", presets), ipywidgets.IntSlider(description="draw", max=50, style=WIDE)
 
-    def draw() -> None:
-        one = images[image.value : image.value + 1]
-        view_a, view_b = views(one, preset.value, strength.value, seed.value)
-        contact_sheet([one[0] / 255, view_a[0], view_b[0]], [titles[image.value], "view a", "view b"], n_columns=3)
+    def show_views(image: int = 0, preset: str = presets[0], strength: float = 1.0, draw: int = 0) -> None:
+        one = images[image : image + 1]
+        view_a, view_b = views(one, preset, strength, draw)
+        contact_sheet([one[0] / 255, view_a[0], view_b[0]], [titles[image], "view a", "view b"], n_columns=3)
+        plt.show()
 
-    controls = [image, preset, strength, seed]
-    return ipywidgets.VBox([*controls, follow(controls, draw)])
-
-
-def follow(controls: Sequence[ipywidgets.Widget], draw: Callable[[], None]) -> ipywidgets.Image:
-    """A picture that is drawn anew, as a pyplot figure, whenever the value of a control changes."""
-    picture = ipywidgets.Image(format="png")
-
-    def redraw(_: object = None) -> None:
-        draw()
-        buffer, figure = io.BytesIO(), plt.gcf()
-        figure.savefig(buffer, format="png", dpi=90)
-        plt.close(figure)  # or the cell would show it once more
-        picture.value = buffer.getvalue()
-
-    for control in controls:
-        control.observe(redraw, names="value")
-    redraw()
-    return picture
+    factor = ipywidgets.FloatSlider(description="strength x", value=1.0, max=3.0, step=0.1)
+    about = {"image": (0, len(images) - 1), "preset": presets, "strength": factor, "draw": (0, 50)}
+    return ipywidgets.interactive(show_views, **about)
 
 
 def choose(name: str, options: Sequence[str]) -> ipywidgets.Dropdown:

@@ -155,19 +155,9 @@ _CODE = f"{_CELLS}.filter(cell => cell.model.type === 'code')"
 _FAILED = f"{_CODE}.flatMap(cell => cell.model.outputs.toJSON()).filter(output => output.output_type === 'error')"
 
 
-_DATA = """async image => {
-    const blob = await (await fetch(image.src)).blob();
-    return await new Promise(done => {
-        const reader = new FileReader();
-        reader.onload = () => done(reader.result);
-        reader.readAsDataURL(blob);
-    });
-}"""
-
-
 def read_picture(cell: Locator) -> str:
     """What a cell's widget shows, as a data URL."""
-    return cell.locator(".widget-image").first.evaluate(_DATA)
+    return cell.locator(".jp-RenderedImage img").first.get_attribute("src")
 
 
 def press_for_another_picture(cell: Locator, press: Callable[[Locator], object], *, timeout_s: float = 120) -> None:
