@@ -29,10 +29,8 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "scikit-learn", "numpy", "pandas")
 LINE_INTERVAL_S = 30.0  # between lines of a bar that nobody watches
 # what the system, or NumPy, says of a disk to which nothing else can be written either; other libraries repeat it
-FULL_OR_READ_ONLY = (
-    *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)),
-    "Not enough free space",
-)
+FULL_OR_READ_ONLY = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]
+FULL_OR_READ_ONLY += ["Not enough free space"]
 TEXT_COLUMNS = [
     "image_name", "operator", "machine", "true", "predicted", "plane", "brain_plane", "task", "strategy", "baseline",
     "protocol", "metric", "kind", "key", "data_key", "verdict", "family", "reading", "note", "device", "method", "map",
@@ -175,8 +173,7 @@ def check_writable(folder: str | Path) -> None:
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``, down to the disk, then rename it: readers see the old or the new one.
 
-    If ``write`` raises, ``path`` stays as it was; StorageError if that was for a full or read-only disk.
-    """
+    If ``write`` raises, ``path`` stays as it was; StorageError if that was for a full or read-only disk."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # several processes may write the same file
     try:
