@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
 
@@ -46,10 +47,8 @@ def build_encoder(backbone: str, *, init: str | Path, seed: int = 0) -> nn.Modul
         with seeded(seed):
             encoder = timm.create_model(backbone, pretrained=from_hub, num_classes=0, in_chans=1)
     except OSError as error:
-        raise ConnectionError(
-            f"ImageNet weights of {backbone!r} are in timm's hub, which could not be reached; use "
-            f"backbone='{OFFLINE_BACKBONE}', which needs no network, or give a safetensors file as init"
-        ) from error
+        remedy = f"use backbone='{OFFLINE_BACKBONE}', which needs no network, or give a safetensors file as init"
+        raise ConnectionError(f"timm's hub, for weights of {backbone!r}, could not be reached; {remedy}") from error
     except RuntimeError as error:  # timm knows no such name, or no weights for it
         close = difflib.get_close_matches(backbone, timm.list_models(), n=5) or [OFFLINE_BACKBONE, "resnet18"]
         raise ValueError(f"backbone={backbone!r}, init={init!r}: {error}; timm has {', '.join(close)}") from None
@@ -222,13 +221,9 @@ class Features(Settings):
     def compute(self, work: Work) -> None:
         encoder, size = self.source.encoder(work.store), self.image_size
         images = work.dataset.images(size, progress=work.store.progress)
-        features = extract_features(encoder, images, image_size=size, device=work.device)
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:  # np.save of a name would add an ending
-                np.save(file, features)
-
-        replace_file(work.folder / self.weights[0], write)
+        features, buffer = extract_features(encoder, images, image_size=size, device=work.device), BytesIO()
+        np.save(buffer, features)
+        replace_file(work.folder / self.weights[0], lambda beside: beside.write_bytes(buffer.getbuffer()))
         work.facts |= {"n_images": len(features), "n_features": features.shape[1]}
 
     def load(self, store: RunStore) -> np.ndarray:
@@ -237,10 +232,8 @@ class Features(Settings):
 
 
 def build_optimizer(module: nn.Module, *, lr: float, weight_decay: float, name: str = "adamw") -> torch.optim.Optimizer:
-    """timm's optimizer of that name, one of `OPTIMIZERS`; no weight decay on biases and normalisation layers.
-
-    Rates differ between optimizers: for SimCLR in batches of 128, 1e-3 suits AdamW, and 1 LARS.
-    """
+    """timm's optimizer of that name, one of `OPTIMIZERS`; no weight decay on biases and normalisation layers. For
+    SimCLR in batches of 128 a rate of 1e-3 suits AdamW, and 1 LARS."""
     return create_optimizer_v2(module, opt=name, lr=lr, weight_decay=weight_decay, momentum=0.9)
 
 

@@ -61,8 +61,7 @@ def simclr_step(
 ) -> Tensor:
     """One optimizer step on two views of a batch, each (n_images, 1, image_size, image_size); the loss before it.
 
-    ``temperature`` and ``not_negatives`` are those of `nt_xent_loss`, ``chunk_size`` that of `encode_in_chunks`.
-    FloatingPointError if the loss is not finite; the weights are then those of the step before.
+    Options are those of `nt_xent_loss` and `encode_in_chunks`. FloatingPointError, and no step, for a loss not finite.
     """
     model.train()
     views = torch.cat([view_a, view_b])  # one batch: shared batch statistics
@@ -278,10 +277,8 @@ def watch_development(model: SimCLR, augment: Augment, work: Work, batch_size: i
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """Dimensions that centred features really use: exp of the entropy of their singular values, 1 if they coincide.
-
-    Roy and Vetterli 2007, EUSIPCO, equation 3; of representations: Garrido et al. 2023, arXiv:2210.02885.
-    """
+    """Dimensions that centred features really use: exp of the entropy of their singular values, 1 if they coincide
+    (Roy and Vetterli 2007, EUSIPCO, equation 3; of representations: Garrido et al. 2023, arXiv:2210.02885)."""
     singular_values = np.linalg.svd(features - features.mean(0), compute_uv=False)
     singular_values = singular_values[singular_values > 1e-4 * np.linalg.norm(features)]  # the rest is rounding
     shares = singular_values / singular_values.sum()

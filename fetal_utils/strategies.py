@@ -117,24 +117,19 @@ def grid(
 ) -> list[Supervised]:
     """All supervised runs of 04, each once, pairs outermost: what an early stop leaves is whole pairs.
 
-    Pair k of a fine-tuning is draw k, pretraining seed k and training seed k; probes cross ``n_draws`` draws with
-    ``n_pairs`` seeds. ``dual_fractions`` are those of what costs a pretraining in every run: ``dual_*`` and
-    ``imagenet_same_views``; ``label_fractions`` those of probes. ``about``: what else `supervised_run` takes.
+    Pair k of a fine-tuning is draw k and seed k; probes, at ``label_fractions``, cross all draws with all seeds.
+    ``dual_fractions`` are those of what costs a pretraining in every run: ``dual_*`` and ``imagenet_same_views``.
     """
     if unknown := set(protocols) - set(PROTOCOLS):
         raise ValueError(f"protocols {sorted(unknown)} are unknown; known are {PROTOCOLS}")
-    runs = []
+    runs, fractions = [], {"linear_probe": label_fractions, "fine_tune": fine_tune_fractions}
     for seed, protocol, task, strategy in product(range(n_pairs), protocols, tasks, strategies):
-        arm, draws, fractions = find_strategy(strategy), [seed], fine_tune_fractions
-        if protocol not in arm.protocols:
-            continue
-        if protocol == "linear_probe":
-            draws, fractions = range(n_draws), label_fractions
-        elif arm.dual or arm.same_views:
-            fractions = dual_fractions
-        asked = {"dataset": dataset, "protocol": protocol, "task": task, "seed": seed, **about}
-        cells = product(fractions, draws)
-        runs += [supervised_run(strategy, label_fraction=part, draw=draw, **asked) for part, draw in cells]
+        arm, asked = find_strategy(strategy), {"dataset": dataset, "protocol": protocol, "task": task, "seed": seed}
+        if protocol in arm.protocols:
+            draws = range(n_draws) if protocol == "linear_probe" else [seed]
+            own = dual_fractions if arm.dual or arm.same_views else fractions[protocol]
+            cells = [{"label_fraction": part, "draw": draw} for part, draw in product(own, draws)]
+            runs += [supervised_run(strategy, **asked, **cell, **about) for cell in cells]
     return list(dict.fromkeys(runs))
 
 
@@ -142,8 +137,8 @@ TRIED = [("imagenet", 0.25), ("imagenet", 1.0), ("simclr_imagenet", 0.25), ("sim
 TRIED += [("simclr_scratch", 1.0), ("dual_imagenet", 0.25), ("imagenet_same_views", 0.25)]  # at which label fractions
 RATES = (0.4, 2.5)  # times the strategy's own
 # what of `Pretrain`'s own settings is changed, one at a time
-PRETRAININGS = ({"lr": 5e-4}, {"lr": 2e-3}, {"n_epochs": 80}, {"temperature": 0.1}, {"temperature": 0.5})
-DEFAULT, LONGER, OF_SIMCLR = "default", "double length", "SimCLR: "  # settings in words
+PRETRAININGS = (("lr", 5e-4), ("lr", 2e-3), ("n_epochs", 80), ("temperature", 0.1), ("temperature", 0.5))
+DEFAULT, LONGER = "default", "double length"  # settings in words
 CELL = ["protocol", "task", "label_fraction", "draw", "seed"]  # what a trial shares with the default it is judged by
 LENGTHS = ("n_views", "n_epochs")
 RELEVANT = 0.02  # macro-F1
@@ -152,8 +147,7 @@ RELEVANT = 0.02  # macro-F1
 def plan_trials(dataset: Dataset, *, backbone: str, image_size: int) -> dict[Supervised, str]:
     """The runs of the trials, all judged on development patients, each with the setting that it tries in words.
 
-    Two pairs, crossed with both tasks; a task each from random weights, where a run costs a pretraining, and for the
-    length. Beside them probes, which cost no views.
+    Two pairs, crossed with both tasks; a task each from random weights, in costly runs, and for double the length.
     """
     tasks, planned = ("planes", "brain_planes"), {}
     every_cell, two_cells = list(product(tasks, (0, 1))), list(zip(tasks, (0, 1), strict=True))
@@ -173,9 +167,9 @@ def plan_trials(dataset: Dataset, *, backbone: str, image_size: int) -> dict[Sup
         if not arm.same_views:
             twice = {"pretraining": {"n_epochs": 2 * Pretrain.n_epochs}} if arm.dual else {}
             add(LONGER, strategy, fraction, two_cells, PROTOCOLS[:1], training={"n_views": 2 * arm.n_views}, **twice)
-    for changed in PRETRAININGS:
-        words = OF_SIMCLR + ", ".join(f"{name} {value:g}" for name, value in changed.items())
-        add(words, "simclr_imagenet", 0.25, every_cell, PROTOCOLS, pretraining=changed)
+    for name, value in PRETRAININGS:
+        changed = {"pretraining": {name: value}}
+        add(f"SimCLR: {name} {value:g}", "simclr_imagenet", 0.25, every_cell, PROTOCOLS, **changed)
     return planned
 
 

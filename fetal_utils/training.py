@@ -157,10 +157,8 @@ def linear_probe(
 
 @dataclass(frozen=True, kw_only=True)
 class FineTune(Supervised):
-    """All weights of an encoder and a linear classifier, trained for as many labelled views at every label fraction.
-
-    Where fewer images are labelled than a step takes, some come several times in it, each time as another view.
-    """
+    """All weights of an encoder and a linear classifier, trained for as many labelled views at every label fraction:
+    where fewer images are labelled than a step takes, some come several times in it, each time as another view."""
 
     kind: ClassVar[str] = "fine_tune"
     protocol: ClassVar[str] = "fine_tune"
@@ -210,10 +208,8 @@ class FineTune(Supervised):
 
 @dataclass(frozen=True, kw_only=True)
 class DualTask(FineTune):
-    """A fine-tuning whose encoder also learns, in every step, by NT-Xent on two views of images without labels.
-
-    As in Migliorelli et al. 2024, Comput Biol Med 174:108430. Prediction normalises by labelled views alone.
-    """
+    """A fine-tuning whose encoder also learns, in every step, by NT-Xent on two views of images without labels, as in
+    Migliorelli et al. 2024, Comput Biol Med 174:108430. Prediction normalises by labelled views alone."""
 
     kind: ClassVar[str] = "dual_task"
     contrast: Pretrain  # not run: its pool, epochs, batch, views, temperature and head are taken

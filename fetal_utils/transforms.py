@@ -128,10 +128,9 @@ def time_gain(images: Tensor, strength: float) -> Tensor:
 
 
 class Augment(nn.Module):
-    """Random views of grayscale images, made in a batch where the images are, normalised for an encoder.
+    """Random views of grayscale images by a preset, see `check_preset`, made in a batch where the images are.
 
-    Of a preset, see `check_preset`; by "none" images stay as they are, but for their size. ``image_size`` is the side
-    of the views in px, ``mean`` and ``std`` those of `models.normalisation`.
+    ``image_size`` is the side of the views in px; ``mean`` and ``std`` normalise them, see `models.normalisation`.
     """
 
     def __init__(self, preset: str | Sequence[Row], *, image_size: int, mean: float, std: float) -> None:
@@ -144,7 +143,7 @@ class Augment(nn.Module):
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One view of each image: uint8 (n_images, side, side) to float32 (n_images, 1, image_size, image_size).
 
-        ``generator``, on the CPU, alone decides the views; the global one, from which kornia draws, stays as it was.
+        ``generator``, on the CPU, alone decides the views, and kornia's global one stays as it was; None: no operation.
         """
         if images.dtype != torch.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
             raise ValueError(f"images: {images.dtype} {tuple(images.shape)}; expected uint8 (n_images, side, side)")
