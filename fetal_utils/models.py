@@ -182,15 +182,12 @@ def content_of(path: str | Path) -> str:
     return f"sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
 
 
-def extract_features(
-    module: nn.Module, images: np.ndarray, *, image_size: int, device: torch.device, encoder: nn.Module | None = None
-) -> np.ndarray:
-    """Features h of an encoder or logits of a classifier, which is left in evaluation mode: float32, (n_images, n).
+def extract_features(module: nn.Module, images: np.ndarray, *, image_size: int, device: torch.device) -> np.ndarray:
+    """Features h of an encoder or logits of a `Classifier`, which is left in evaluation mode: float32, (n_images, n).
 
-    ``images`` are uint8, (n_images, side, side), brought to ``image_size`` px and normalised as ``encoder`` wants, the
-    one inside ``module``; by default that itself.
+    ``images`` are uint8, (n_images, side, side), brought to ``image_size`` px and normalised as the encoder wants.
     """
-    mean, std = normalisation(encoder or module)
+    mean, std = normalisation(getattr(module, "encoder", module))
     transform, outputs = Augment("none", image_size=image_size, mean=mean, std=std), []
     # moved outside of inference mode, in which weights would become tensors that can't be trained or explained again
     module.to(device, memory_format=torch.channels_last).eval()

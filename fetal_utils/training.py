@@ -329,7 +329,7 @@ def fine_tune(settings: FineTune, work: Work) -> None:
         return dual_step(model, head, optimizer, x, y, **contrast.draw(contrasted[step]), **options)
 
     def predict(rows: np.ndarray) -> np.ndarray:
-        logits = models.extract_features(model, images[rows], image_size=size, device=device, encoder=encoder)
+        logits = models.extract_features(model, images[rows], image_size=size, device=device)
         return softmax(logits.astype(np.float64), axis=1)
 
     def train_epoch(epoch: int) -> dict[str, float]:
