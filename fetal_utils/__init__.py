@@ -1,4 +1,4 @@
-"""The shared code of the notebooks. A session of one's own begins with these::
+"""The shared code of the notebooks. A session of one's own begins with these:
 
 from fetal_utils.data import open_dataset
 from fetal_utils.transforms import PRESETS, Augment, two_views
