@@ -1,7 +1,5 @@
 """Intervals over patients, draws and seeds: paired differences, verdicts, label equivalence, and the study's claim."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Sequence
 

@@ -1,7 +1,5 @@
 """``python -m fetal_utils.download --out DIR``: FETAL_PLANES_DB from Zenodo (doi:10.5281/zenodo.3904280, CC BY 4.0)."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

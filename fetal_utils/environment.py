@@ -1,7 +1,5 @@
 """What a computation runs on: device, seeds, versions, progress, and files that are written whole or not at all."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import hashlib

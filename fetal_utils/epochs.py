@@ -1,7 +1,5 @@
 """Training epoch by epoch: logged, checkpointed, and continued where it was interrupted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

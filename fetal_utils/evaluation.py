@@ -4,8 +4,6 @@ Every metric is a function of sums over patients, so a bootstrap resample of pat
 resamples are one matrix product. With all weights 1 the metrics are scikit-learn's, which the tests hold.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Encoders from timm for grayscale images, the heads on them, their weights and features, and their optimizers."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

@@ -5,8 +5,6 @@ The colours stay apart in gray (lightness differs by 9 of 100 and more) and in s
 tests hold; strategies differ by marker and line too.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """What a study executes: its own notebooks with the values of a preset and a command line, names and types checked."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import inspect

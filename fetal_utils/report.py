@@ -1,7 +1,5 @@
 """The page of a study: what the executed notebook 06 shows, as one file that opens without a network."""
 
-from __future__ import annotations
-
 import re
 from importlib import resources
 from pathlib import Path

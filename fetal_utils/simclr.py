@@ -1,7 +1,5 @@
 """SimCLR: an encoder learns, without labels, to recognise two views of one image."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

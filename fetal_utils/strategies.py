@@ -1,7 +1,5 @@
 """The strategies that the study compares, the runs of its grid, and the trials by which their settings are chosen."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product

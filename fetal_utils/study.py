@@ -4,8 +4,6 @@
 weights and images, in a .tar.xz; ``restore FILE`` puts them into a results folder.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import lzma

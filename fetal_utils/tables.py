@@ -1,7 +1,5 @@
 """The tables that a study leaves for others: written part by part by the notebooks, merged after each of them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Learning from the labels of a run: a linear probe of fixed features, fine-tuning, and the dual task."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

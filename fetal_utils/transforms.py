@@ -1,7 +1,5 @@
 """Augmented views of grayscale images: kornia's operations, in named presets with a reason for each strength."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
