@@ -1,4 +1,4 @@
-"""The strategies that the study compares, the runs of its grid, and the trials by which their settings are chosen."""
+"""The strategies that the study compares, the runs of its grid, and how the trials of 03 are read."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class Strategy:
     dual: bool = False  # SimCLR is learned together with the labels
     same_views: bool = False  # a control of cost: fine-tuned for the views of pretraining and fine-tuning together
     baselines: tuple[str, ...] = ()  # what it is compared with, declared before anything was run
-    lr: float = 5e-4  # of its fine-tuning, for both tasks: chosen by `plan_trials`
+    lr: float = 5e-4  # of its fine-tuning, for both tasks: chosen by the trials of 03
     n_views: int = 12_800  # labelled views of its fine-tuning, chosen likewise
 
     @property
@@ -131,44 +131,10 @@ def grid(
     return list(dict.fromkeys(runs))
 
 
-TRIED = [("imagenet", 0.25), ("imagenet", 1.0), ("simclr_imagenet", 0.25), ("simclr_imagenet", 1.0), ("scratch", 1.0)]
-TRIED += [("simclr_scratch", 1.0), ("dual_imagenet", 0.25), ("imagenet_same_views", 0.25)]  # at which label fractions
-RATES = (0.4, 2.5)  # times the strategy's own
-# what of `Pretrain`'s own settings is changed, one at a time
-PRETRAININGS = (("lr", 5e-4), ("lr", 2e-3), ("n_epochs", 80), ("temperature", 0.1), ("temperature", 0.5))
 DEFAULT, LONGER = "default", "double length"  # settings in words
 CELL = ["protocol", "task", "label_fraction", "draw", "seed"]  # what a trial shares with the default it is judged by
 LENGTHS = ("n_views", "n_epochs")
 RELEVANT = 0.02  # macro-F1
-
-
-def plan_trials(dataset: Dataset, *, backbone: str, image_size: int) -> dict[Supervised, str]:
-    """The runs of the trials, all judged on development patients, each with the setting that it tries in words.
-
-    Two pairs, crossed with both tasks; a task each from random weights, in costly runs, and for double the length.
-    """
-    tasks, planned = ("planes", "brain_planes"), {}
-    every_cell, two_cells = list(product(tasks, (0, 1))), list(zip(tasks, (0, 1), strict=True))
-    about = {"dataset": dataset, "backbone": backbone, "image_size": image_size, "evaluate_on": "development"}
-
-    def add(setting: str, strategy: str, fraction: float, cells: list, protocols: Sequence[str], **changed) -> None:
-        for protocol, (task, pair) in product(protocols, cells):
-            cell = {"protocol": protocol, "task": task, "label_fraction": fraction, "draw": pair, "seed": pair}
-            planned.setdefault(supervised_run(strategy, **about, **cell, **changed), setting)
-
-    for strategy, fraction in TRIED:
-        arm = STRATEGIES[strategy]
-        cells = two_cells if arm.dual or arm.same_views or arm.init == "random" else every_cell
-        add(DEFAULT, strategy, fraction, cells, arm.protocols)
-        for rate in RATES:
-            add(f"lr x {rate:g}", strategy, fraction, cells, PROTOCOLS[:1], training={"lr": rate * arm.lr})
-        if not arm.same_views:
-            twice = {"pretraining": {"n_epochs": 2 * Pretrain.n_epochs}} if arm.dual else {}
-            add(LONGER, strategy, fraction, two_cells, PROTOCOLS[:1], training={"n_views": 2 * arm.n_views}, **twice)
-    for name, value in PRETRAININGS:
-        changed = {"pretraining": {name: value}}
-        add(f"SimCLR: {name} {value:g}", "simclr_imagenet", 0.25, every_cell, PROTOCOLS, **changed)
-    return planned
 
 
 def with_dependencies(wanted: Iterable[Settings]) -> list[Settings]:
@@ -219,12 +185,6 @@ def choose(trials: pd.DataFrame) -> pd.DataFrame:
         at_edge = (low < high) & ((value == high) | ((value == low) & ~low.index.isin(LENGTHS)))
         rows.append(table.assign(strategy=strategy, kept=kept, widen=", ".join(low.index[at_edge])).reset_index())
     return pd.concat(rows, ignore_index=True)
-
-
-def mark_chosen(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials with ``chosen``: whether a row's setting is one that `choose` keeps for its strategy."""
-    kept = set(choose(trials)[["strategy", "kept"]].itertuples(index=False, name=None))
-    return trials.assign(chosen=[pair in kept for pair in zip(trials["strategy"], trials["setting"], strict=True)])
 
 
 def under_trained(trials: pd.DataFrame) -> set[str]:
