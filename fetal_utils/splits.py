@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -123,17 +122,10 @@ def split_by_patient(
     return metadata["split"].mask(metadata["patient"].isin(patients[chosen]), "development")
 
 
-class LabelledSubset(NamedTuple):
-    """The training images whose labels a run may see, of those drawn from, and the patient added for each label."""
-
-    rows: np.ndarray  # sorted
-    added: dict
-
-
 def draw_labelled_subset(
     labels: Sequence, patients: Sequence[int], *, order: Sequence[int], fraction: float
-) -> LabelledSubset:
-    """The images of a fraction of the patients, with every label present; a larger fraction holds all of a smaller.
+) -> np.ndarray:
+    """Positions of the images of a fraction of the patients, sorted, with every label; a larger holds all of a smaller.
 
     The first ``ceil(fraction * n_patients)`` patients of the order are taken. For a label that none of them has, the
     first patient in that order who has it is added.
@@ -149,10 +141,8 @@ def draw_labelled_subset(
     # a product such as 0.07 * 100 comes out a hair above its true value: round before the ceiling
     n_first = math.ceil(round(fraction * len(own), 9))
     place = pd.Series(np.arange(len(own)), index=own)[patients].to_numpy()  # in the order, of each image's patient
-    first = pd.Series(place).groupby(labels).min()
-    added = first[first >= n_first]
-    rows = np.flatnonzero((place < n_first) | np.isin(place, added))
-    return LabelledSubset(rows, {label: int(own[position]) for label, position in added.items()})
+    first = pd.Series(place).groupby(labels).min()  # patient of each label
+    return np.flatnonzero((place < n_first) | np.isin(place, first))
 
 
 def data_summary(metadata: pd.DataFrame, task, *, development_fraction: float) -> pd.DataFrame:

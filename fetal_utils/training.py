@@ -89,7 +89,7 @@ class Supervised(Settings):
         task, order = dataset.task(self.task), dataset.patient_order(self.draw)
         codes, pool = dataset.labels(task), dataset.rows("train", task)
         subset = draw_labelled_subset(codes[pool], dataset.patients[pool], order=order, fraction=self.label_fraction)
-        rows = pool[subset.rows], dataset.rows("development", task), dataset.rows(self.evaluate_on, task)
+        rows = pool[subset], dataset.rows("development", task), dataset.rows(self.evaluate_on, task)
         seen = np.isin(np.arange(len(codes)), np.concatenate(rows))
         return Labels(task.classes, *rows, np.where(seen, codes, -1))
 
