@@ -9,20 +9,7 @@ import torch
 from fetal_utils.environment import progress_bar, replace_file, write_table
 from fetal_utils.runs import CHECKPOINT, Work
 
-Part = Any  # what has `state_dict` and `load_state_dict`: modules, optimizers, schedules, `GeneratorState`
-
-
-class GeneratorState:
-    """A random generator as a part of a checkpoint."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def state_dict(self) -> dict:
-        return {"state": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.generator.set_state(state["state"])
+Part = Any  # a module, optimizer or schedule, or a torch.Generator
 
 
 def run_epochs(
@@ -53,7 +40,8 @@ def load_checkpoint(work: Work, parts: Mapping[str, Part]) -> list[dict]:
         return []
     state = torch.load(path, weights_only=True, map_location="cpu")
     for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
+        restore = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
+        restore(state["parts"][name])
     work.earlier_s = state["elapsed_s"]
     return state["rows"]
 
@@ -61,6 +49,9 @@ def load_checkpoint(work: Work, parts: Mapping[str, Part]) -> list[dict]:
 def save_checkpoint(work: Work, parts: Mapping[str, Part], rows: list[dict]) -> None:
     """Write the log so far, then the parts, each whole or not at all: a log may be ahead, and is then overwritten."""
     write_table(pd.DataFrame(rows), work.folder / "log.csv")
-    states = {name: part.state_dict() for name, part in parts.items()}
+    states = {
+        name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+        for name, part in parts.items()
+    }
     state = {"parts": states, "rows": rows, "elapsed_s": work.elapsed_s}
     replace_file(work.folder / CHECKPOINT, lambda path: torch.save(state, path))

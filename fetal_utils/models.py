@@ -264,13 +264,3 @@ def check_training(settings: Settings, **further: bool) -> None:
     }
     if wrong := [rule for rule, is_kept in (rules | further).items() if not is_kept]:
         raise ValueError(f"expected {'; '.join(wrong)}; given is {settings}")
-
-
-@contextmanager
-def memory_advice(settings: Settings) -> Iterator[None]:
-    """Turn an accelerator's out-of-memory error into a MemoryError that says what to change."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        advice = "make batch_size or image_size smaller, or the chunk_size of a pretraining"
-        raise MemoryError(f"out of memory: {advice}; given is {settings}") from error

@@ -20,21 +20,6 @@ from fetal_utils.environment import replace_file
 NOTEBOOK_ONLY = "notebook-only"  # tag of cells that a reader of the page has no use for, such as exercises
 ATTRIBUTES = nh3.ALLOWED_ATTRIBUTES | {"*": {"class", "id", "title"}}
 NO_WORDS = ("", "No description has been provided for this image")  # the latter by nbconvert
-FRAME = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<nav aria-label="Contents"><p>Contents</p><ol>$contents</ol></nav>
-<main>$body</main>
-</body>
-</html>
-""")
 
 
 def write_report(executed_notebook: str | Path, html: str | Path) -> Path:
@@ -130,9 +115,10 @@ def fill_page(body: str, *, name: str) -> str:
     sections = re.findall(r"<h2[^>]*>(.*?)</h2>", body)
     for section in sections:
         body = re.sub(rf"<h2[^>]*>{re.escape(section)}</h2>", f'<h2 id="{anchor(section)}">{section}</h2>', body)
-    return FRAME.substitute(
+    files = resources.files("fetal_utils")
+    return Template((files / "report.html").read_text(encoding="utf-8")).substitute(
         title=re.sub(r"<[^>]+>", "", titles[0]),
-        style=(resources.files("fetal_utils") / "report.css").read_text(encoding="utf-8"),
+        style=(files / "report.css").read_text(encoding="utf-8"),
         contents="\n".join(f'<li><a href="#{anchor(section)}">{section}</a></li>' for section in sections),
         body=body,
     )

@@ -292,6 +292,8 @@ class RunStore:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            if isinstance(error, torch.OutOfMemoryError):
+                reason = f"out of memory; make batch_size, chunk_size or image_size smaller; given is {settings}"
             text = f"{traceback.format_exc()}\n{reason}\n"
             environment.replace_file(unfinished / TRACEBACK, lambda path: path.write_text(text, encoding="utf-8"))
             return reason

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from fetal_utils import models
 from fetal_utils.data import Dataset, open_dataset
 from fetal_utils.environment import terminate_as_interrupt, torch_generator
-from fetal_utils.epochs import GeneratorState, run_epochs
+from fetal_utils.epochs import run_epochs
 from fetal_utils.images import ExtraImages, open_extra_images
 from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import InitialWeights, ProjectionHead, build_optimizer, warmup_cosine
@@ -182,8 +182,7 @@ class Pretrain(Settings):
         return {"views": 2 * n_steps * batch_size, "images": n_watched}
 
     def compute(self, work: Work) -> None:
-        with models.memory_advice(self):
-            pretrain(self, work)
+        pretrain(self, work)
 
 
 class ContrastiveViews:
@@ -240,7 +239,7 @@ def pretrain(settings: Pretrain, work: Work) -> None:
         return row | (watch_development(model, views.augment, work, batch_size) if is_watched else {})
 
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    parts |= {"order": GeneratorState(order), "views": GeneratorState(views.generator)}
+    parts |= {"order": order, "views": views.generator}
     run_epochs(work, train_epoch, n_epochs=settings.n_epochs, parts=parts, desc=f"SimCLR from {settings.start.init}")
     models.save_trained(encoder, encoder, settings, work)
     models.save_weights(model.projection_head, work.folder / HEAD_FILE)

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from fetal_utils import models
 from fetal_utils.data import Dataset, predictions_table
 from fetal_utils.environment import torch_generator, write_table
-from fetal_utils.epochs import GeneratorState, run_epochs
+from fetal_utils.epochs import run_epochs
 from fetal_utils.losses import nt_xent_loss
 from fetal_utils.models import Classifier, Features, InitialWeights, ProjectionHead, check_finite, mixed_precision
 from fetal_utils.runs import RunStore, Settings, Work
@@ -200,8 +200,7 @@ class FineTune(Supervised):
         return self.classifier(store).encoder
 
     def compute(self, work: Work) -> None:
-        with models.memory_advice(self):
-            fine_tune(self, work)
+        fine_tune(self, work)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,8 +338,8 @@ def fine_tune(settings: FineTune, work: Work) -> None:
         return means | {"lr": schedule.get_last_lr()[0], "development_macro_f1": labels.development_macro_f1(predict)}
 
     n_rows = min(N_LOG_ROWS, n_steps)
-    parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule, "views": GeneratorState(views)}
-    parts |= {"contrastive_views": GeneratorState(contrast.generator)} if contrast else {}
+    parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule, "views": views}
+    parts |= {"contrastive_views": contrast.generator} if contrast else {}
     run_epochs(work, train_epoch, n_epochs=n_rows, parts=parts, desc=f"{settings.kind} {settings.strategy}")
     models.save_trained(model, encoder, settings, work, classes=list(labels.classes))
     facts = {"optimizer_steps": n_steps, "labelled_batch": batch_size, "views_seen": batches.numel()}

@@ -302,7 +302,7 @@ def test_memory_that_runs_out_names_what_to_change(store, monkeypatch):
     monkeypatch.setattr(training, "supervised_step", exhausted)
     monkeypatch.setattr(training, "dual_step", exhausted)
     for settings in (TUNED, DUAL):
-        with pytest.raises(RunsFailedError, match="MemoryError: out of memory: make batch_size or image_size smaller"):
+        with pytest.raises(RunsFailedError, match="out of memory; make batch_size, chunk_size or image_size smaller"):
             store.get([dataclasses.replace(settings, seed=9)])
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from fetal_utils import epochs
 from fetal_utils.environment import replace_file, torch_generator, write_table
-from fetal_utils.epochs import GeneratorState, run_epochs
+from fetal_utils.epochs import run_epochs
 from fetal_utils.runs import RunStore, Settings, Work
 
 
@@ -80,7 +80,7 @@ class Drift(Settings):
             optimizer.step()
             return {"loss": loss.item()}
 
-        parts = {"layer": layer, "optimizer": optimizer, "generator": GeneratorState(generator)}
+        parts = {"layer": layer, "optimizer": optimizer, "generator": generator}
         log = run_epochs(work, train_epoch, n_epochs=self.n_epochs, parts=parts, desc="drift")
         replace_file(work.folder / "weights.safetensors", lambda path: save_file(layer.state_dict(), path))
         write_table(log[["loss"]], work.folder / "predictions.csv")
