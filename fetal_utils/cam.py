@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from pytorch_grad_cam.base_cam import BaseCAM
 from pytorch_grad_cam.metrics.road import ROADCombined
-from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
@@ -44,17 +43,6 @@ def scale_per_network(cam: BaseCAM, maps: np.ndarray) -> np.ndarray:
     layer = [None if not found else found[0].numpy() for found in (kept.activations, kept.gradients)]
     heights = np.maximum(cam.get_cam_image(None, cam.target_layers[0], None, *layer, False), 0).max(axis=(1, 2))
     return maps * (heights / max(heights.max(), 1e-12))[:, None, None]
-
-
-def random_maps(n_images: int, *, side: int, image_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Uniform noise on a layer's grid, enlarged as its maps are: as coarse, and about nothing."""
-    return scale_cam_image(rng.random((n_images, side, side), dtype=np.float32), (image_size, image_size))
-
-
-def gaussian_maps(n_images: int, *, image_size: int, sigma: float = 0.25) -> np.ndarray:
-    """A bump in the middle of every image, ``sigma`` of its side wide: anatomy is seldom at the edge."""
-    profile = np.exp(-0.5 * (((np.arange(image_size) + 0.5) / image_size - 0.5) / sigma) ** 2)
-    return np.repeat(np.outer(profile, profile)[None].astype(np.float32), n_images, axis=0)
 
 
 def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:

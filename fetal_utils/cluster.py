@@ -1,7 +1,5 @@
 """A graph of named tasks on a Dask cluster, whose package is imported only where it is needed."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os
@@ -12,15 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from fetal_utils.environment import StorageError
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
-
+Client = Future = Any  # of `distributed`
 CONNECT_S = 20.0  # s that a scheduler has to answer
 POLL_S = 2.0  # s between looks for workers that joined or left
 CHECKED: dict[str, str] = {}  # on a worker: what `check` said, for each call of `compute_graph`

@@ -116,8 +116,3 @@ class LeakedDataset(Dataset):
         """Where the texts stand: bool, shape (n_rows, image_size, image_size)."""
         blank = np.zeros((len(self.metadata), image_size, image_size), dtype=np.uint8)
         return burn_text(blank, self.texts())[1]
-
-
-def leak_text(dataset: Dataset, **choices: object) -> LeakedDataset:
-    """The data set with texts burnt in; ``choices`` are the further fields of `LeakedDataset`."""
-    return LeakedDataset(**dataset.__getstate__(), **choices)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import hypergeom
 
 from fetal_utils.images import CSV_COLUMNS, CSV_NAME, IMAGE_DIR
 
@@ -169,25 +168,3 @@ def data_summary(metadata: pd.DataFrame, task, *, development_fraction: float) -
         parts["warning"] = pd.DataFrame(0, index=[warning], columns=SUBSETS)
     table = pd.concat(parts, names=["about", "name"]).astype(int)[list(SUBSETS)]
     return table.assign(total=table.sum(axis=1))
-
-
-def leak_of_random_split(patients: Sequence[int], *, test_fraction: float) -> float:
-    """Share of test images whose patient would also be trained on if *images* were split at random, 0..1.
-
-    The share 0 < ``test_fraction`` < 1 of the images is tested on. A patient stays out of training only if all his or
-    her other images fall there too: hypergeometric.
-    """
-    siblings = pd.Series(patients).groupby(np.asarray(patients)).transform("size").to_numpy() - 1
-    n_test = max(1, round(test_fraction * len(siblings)))
-    return float(1 - hypergeom.pmf(siblings, len(siblings) - 1, siblings, n_test - 1).mean())
-
-
-def same_patient_rate(patients: Sequence[int], planes: Sequence[str], *, batch_size: int) -> float:
-    """Expected share of a random batch's anchors that meet another image of their own patient and plane, 0..1.
-
-    NT-Xent pushes such a pair apart although it shows the same anatomy: a false negative.
-    """
-    table = pd.DataFrame({"patient": np.asarray(patients), "plane": np.asarray(planes)})
-    siblings = table.groupby(["patient", "plane"])["plane"].transform("size").to_numpy() - 1
-    n_others = min(batch_size, len(table)) - 1
-    return float(1 - hypergeom.pmf(0, len(table) - 1, siblings, n_others).mean())

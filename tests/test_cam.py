@@ -16,9 +16,7 @@ from fetal_utils.cam import (
     energy_inside,
     energy_ratio,
     find_target_layer,
-    gaussian_maps,
     pointing_game,
-    random_maps,
     rank_pixels,
     read_masks,
     road,
@@ -79,24 +77,6 @@ def test_every_method_can_be_scaled_per_network_and_nothing_stays_nothing(method
     assert scaled.max() == pytest.approx(1, abs=1e-3)
     assert (scaled <= maps + 1e-6).all()
     assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_random_maps_are_as_coarse_as_the_layer_and_differ():
-    maps = random_maps(50, side=3, image_size=24, rng=np.random.default_rng(0))
-    assert maps.shape == (50, 24, 24)
-    assert maps.min() == 0 and maps.max() == pytest.approx(1, abs=1e-6)
-    np.testing.assert_array_equal(maps, random_maps(50, side=3, image_size=24, rng=np.random.default_rng(0)))
-    assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] < 0.9
-    # bilinear between three cells: no step from pixel to pixel is larger than the cells' distance allows
-    assert np.abs(np.diff(maps, axis=2)).max() <= 1 / 8 + 1e-6
-
-
-def test_gaussian_maps_are_the_same_bump_in_the_middle_of_every_image():
-    maps = gaussian_maps(3, image_size=64, sigma=0.25)
-    assert (maps == maps[0]).all()
-    np.testing.assert_allclose(maps[0], maps[0, ::-1, ::-1], rtol=1e-6)
-    # one standard deviation is 16 px: from the pixel centre 0.5 px to that 16.5 px right of the middle
-    assert maps[0, 31, 48] / maps[0, 31, 32] == pytest.approx(np.exp(-(16.5**2 - 0.5**2) / 16**2 / 2))
 
 
 # --- scores of masks ---
@@ -192,7 +172,7 @@ def test_the_right_map_beats_the_random_map_of_the_same_image_and_the_difference
     model, image, weights = halves()
     images = image.repeat(6, 1, 1, 1) * torch.linspace(0.5, 1, 6)[:, None, None, None]  # networks differ in confidence
     rng = np.random.default_rng(0)
-    maps = {"model": np.repeat(weights[None], 6, 0), "random": random_maps(6, side=4, image_size=16, rng=rng)}
+    maps = {"model": np.repeat(weights[None], 6, 0), "random": rng.random((6, 16, 16))}
     masks = {"anatomy": np.repeat(weights[None] > 0, 6, 0)}
     scores = score_maps(model, images, maps, [0] * 6, masks=masks, percentiles=[50])
     table = scores.pivot_table(index="image", columns=["score", "map"], values=["value", "difference"])

@@ -98,7 +98,7 @@ def n_lines(paths) -> int:
 def test_the_helper_stays_thin():
     assert len(MODULES) <= 25
     assert {name: n_lines([path]) for name, path in MODULES.items() if n_lines([path]) > 400} == {}
-    assert n_lines(MODULES.values()) <= 5520
+    assert n_lines(MODULES.values()) <= 5_000
     phantom = list((PACKAGE / "phantom").glob("*.py"))
     assert len(phantom) <= 10 and n_lines(phantom) <= 1400
     assert n_lines((PROJECT_ROOT / "tests").glob("*.py")) <= 8000

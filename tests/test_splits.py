@@ -5,15 +5,15 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import hypergeom
 
 from fetal_utils.data import TASKS, Task, read_metadata
+from fetal_utils.presets import NOTEBOOK_DIR, read_cells
 from fetal_utils.splits import (
     SUBSETS,
     TOLERANCE,
     data_summary,
     draw_labelled_subset,
-    leak_of_random_split,
-    same_patient_rate,
     split_by_patient,
 )
 
@@ -220,39 +220,31 @@ def test_a_label_fraction_out_of_range_is_named(fraction):
         draw_labelled_subset(["a"], [1], order=[1], fraction=fraction)
 
 
-# --- traps -------------------------------------------------------------------------------------------
+# --- traps, as 01 counts them ------------------------------------------------------------------------
 
 PATIENTS = [1, 1, 1, 2, 2, 3, 4]
-PLANES = ["a", "a", "b", "a", "a", "b", "a"]
+
+
+@pytest.fixture(scope="module")
+def patient_leaks():
+    """The function that 01 shows."""
+    cells = read_cells(NOTEBOOK_DIR / "01_data_preparation.ipynb")
+    names: dict = {"np": np, "pd": pd, "hypergeom": hypergeom}
+    exec(next(source for source, _ in cells if "def patient_leaks" in source), names)
+    return names["patient_leaks"]
 
 
 @pytest.mark.parametrize("n_test", [1, 2, 3, 5])
-def test_the_leak_equals_the_mean_over_every_possible_split(n_test):
+def test_the_leak_equals_the_mean_over_every_possible_split(patient_leaks, n_test):
     shares = []
     for test in combinations(range(7), n_test):
         trained = {PATIENTS[index] for index in range(7) if index not in test}
         shares.append(np.mean([PATIENTS[index] in trained for index in test]))
-    assert leak_of_random_split(PATIENTS, test_fraction=n_test / 7) == pytest.approx(np.mean(shares))
+    assert patient_leaks(PATIENTS, n_test) == pytest.approx(np.mean(shares))
 
 
-def test_a_random_image_split_of_the_real_table_would_leak_most_patients(real_table):
+def test_a_random_image_split_of_the_real_table_would_leak_most_patients(patient_leaks, real_table):
     brain = real_table[real_table["plane"] == "Fetal brain"]
-    leaks = [leak_of_random_split(table["patient"], test_fraction=0.2) for table in (real_table, brain)]
+    leaks = [patient_leaks(table["patient"], len(table) // 5) for table in (real_table, brain)]
     assert leaks == pytest.approx([0.945, 0.883], abs=0.015)  # one random draw of such a split
-    assert leak_of_random_split(range(50), test_fraction=0.2) == 0  # one image each
-
-
-@pytest.mark.parametrize("batch_size", [2, 3, 5, 7, 100])
-def test_the_same_patient_rate_equals_the_mean_over_every_possible_batch(batch_size):
-    kinds = list(zip(PATIENTS, PLANES, strict=True))
-    batches = [[kinds[index] for index in batch] for batch in combinations(range(7), min(batch_size, 7))]
-    shares = [np.mean([batch.count(kind) > 1 for kind in batch]) for batch in batches]
-    assert same_patient_rate(PATIENTS, PLANES, batch_size=batch_size) == pytest.approx(np.mean(shares))
-
-
-def test_a_quarter_of_the_anchors_of_the_real_training_set_meet_a_false_negative(real_table):
-    train = real_table[real_table["split"] == "train"]
-    brain = train[train["brain_plane"].isin(TASKS["brain_planes"].classes)]
-    assert same_patient_rate(train["patient"], train["plane"], batch_size=256) == pytest.approx(0.25, abs=0.005)
-    rate = same_patient_rate(brain["patient"], brain["brain_plane"], batch_size=256)
-    assert rate == pytest.approx(0.16, abs=0.005)
+    assert patient_leaks(range(50), 10) == 0  # one image each
