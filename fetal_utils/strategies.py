@@ -111,21 +111,24 @@ def grid(
     dual_fractions: Sequence[float],
     n_draws: int,
     n_pairs: int,
+    n_dual_pairs: int,
     **about: object,
 ) -> list[Supervised]:
     """All supervised runs of 04, each once, pairs outermost: what an early stop leaves is whole pairs.
 
     Pair k of a fine-tuning is draw k and seed k; probes, at ``label_fractions``, cross all draws with all seeds.
-    ``dual_fractions`` are those of what costs a pretraining in every run: ``dual_*`` and ``imagenet_same_views``.
+    What costs a pretraining in every run, ``dual_*`` and ``imagenet_same_views``, has ``dual_fractions`` and the first
+    ``n_dual_pairs`` of the pairs.
     """
     if unknown := set(protocols) - set(PROTOCOLS):
         raise ValueError(f"protocols {sorted(unknown)} are unknown; known are {PROTOCOLS}")
     runs, fractions = [], {"linear_probe": label_fractions, "fine_tune": fine_tune_fractions}
     for seed, protocol, task, strategy in product(range(n_pairs), protocols, tasks, strategies):
         arm, asked = find_strategy(strategy), {"dataset": dataset, "protocol": protocol, "task": task, "seed": seed}
-        if protocol in arm.protocols:
+        is_costly = arm.dual or arm.same_views
+        if protocol in arm.protocols and not (is_costly and seed >= n_dual_pairs):
             draws = range(n_draws) if protocol == "linear_probe" else [seed]
-            own = dual_fractions if arm.dual or arm.same_views else fractions[protocol]
+            own = dual_fractions if is_costly else fractions[protocol]
             cells = [{"label_fraction": part, "draw": draw} for part, draw in product(own, draws)]
             runs += [supervised_run(strategy, **asked, **cell, **about) for cell in cells]
     return list(dict.fromkeys(runs))

@@ -115,7 +115,9 @@ def test_a_relative_file_is_looked_for_from_the_repository_root(dataset, monkeyp
 def test_the_grid_pairs_fine_tunings_and_crosses_probes(dataset):
     about = {"strategies": list(STRATEGIES), "tasks": ["planes", "brain_planes"], "protocols": strategies.PROTOCOLS}
     fractions = {"label_fractions": [0.5, 1.0], "fine_tune_fractions": [0.25, 1.0], "dual_fractions": [0.25]}
-    runs = strategies.grid(dataset, **about, **fractions, n_draws=3, n_pairs=2, **SMALL, pretraining=PRETRAINING)
+    runs = strategies.grid(
+        dataset, **about, **fractions, n_draws=3, n_pairs=2, n_dual_pairs=1, **SMALL, pretraining=PRETRAINING
+    )
     assert len(runs) == len(set(runs))
     found = pd.DataFrame([vars(run) | {"protocol": run.protocol} for run in runs])
     tuned, probes = (found[found["protocol"] == name] for name in strategies.PROTOCOLS)
@@ -124,7 +126,7 @@ def test_the_grid_pairs_fine_tunings_and_crosses_probes(dataset):
     }  # fmt: skip
     counts = tuned.groupby("strategy").size()
     assert counts["imagenet"] == 2 * 2 * 2  # tasks x fractions x pairs
-    assert counts["dual_imagenet"] == counts["imagenet_same_views"] == 2 * 1 * 2
+    assert counts["dual_imagenet"] == counts["imagenet_same_views"] == 2 * 1 * 1
     counts = probes.groupby("strategy").size()
     assert counts["imagenet"] == 2 * (3 + 1)  # tasks x (draws at 50 %, one at 100 %), one encoder
     assert counts["scratch"] == counts["simclr_imagenet"] == 2 * 2 * (3 + 1)  # as many encoders as pairs
@@ -135,7 +137,14 @@ def test_a_grid_of_an_unknown_protocol_is_refused(dataset):
     fractions = {name: [1.0] for name in ("label_fractions", "fine_tune_fractions", "dual_fractions")}
     with pytest.raises(ValueError, match="protocols \\['probe'\\] are unknown"):
         strategies.grid(
-            dataset, strategies=["scratch"], tasks=["planes"], protocols=["probe"], n_draws=1, n_pairs=1, **fractions
+            dataset,
+            strategies=["scratch"],
+            tasks=["planes"],
+            protocols=["probe"],
+            n_draws=1,
+            n_pairs=1,
+            n_dual_pairs=1,
+            **fractions,
         )
 
 
