@@ -46,7 +46,6 @@ PLANE_PALETTE = {
     "Trans-ventricular": "#B64D07",
 }
 MASK_COLOURS = ("#FFD92F", "#66CCEE", "#EE7733", "#CC79A7", "#00CC99")  # bright, to stand out from gray
-MOST_NAMES = 12  # in a legend
 
 
 def set_theme() -> None:
@@ -175,7 +174,7 @@ def plot_embedding(points: np.ndarray, values: pd.Series, ax: Axes | None = None
     names = sorted(values.unique())
     sns.scatterplot(
         x=points[:, 0], y=points[:, 1], hue=values.to_numpy(), hue_order=names, palette=plane_colours(names), s=14,
-        linewidth=0, alpha=0.8, legend=legend and len(names) <= MOST_NAMES, ax=ax, rasterized=True,
+        linewidth=0, alpha=0.8, legend=legend and len(names) <= 12, ax=ax, rasterized=True,
     )  # fmt: skip
     ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
     if ax.get_legend():

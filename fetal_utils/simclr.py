@@ -2,11 +2,11 @@
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -296,6 +296,11 @@ def health(log: pd.DataFrame, *, batch_size: int) -> str:
     return f"Healthy: the other view is found, and the features stay spread out ({seen})."
 
 
+def as_path(text: str) -> Path:
+    """A path as it is typed, from the working directory."""
+    return Path(text).expanduser().resolve()
+
+
 def settings_from(given: Mapping[str, str]) -> Pretrain:
     """A pretraining's settings from texts by name; UsageError if a name is no setting or a text has another type."""
     values = {entry.name: entry.default for entry in fields(Pretrain) if entry.name != "start"}
@@ -303,7 +308,7 @@ def settings_from(given: Mapping[str, str]) -> Pretrain:
     check_known(given, values, "a pretraining")
     for name, text in given.items():
         values[name] = check_type(name, read_yaml(text, f"-p {name} {text}"), type(values[name]))
-    values["extra_images"] = open_extra_images(values["extra_images"] and os.path.abspath(values["extra_images"]))
+    values["extra_images"] = open_extra_images(values["extra_images"] and as_path(values["extra_images"]))
     start = models.initial_weights(backbone=values.pop("backbone"), init=values.pop("init"), seed=values["seed"])
     return Pretrain(start=start, **values)
 
@@ -312,12 +317,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """One pretraining from the command line, the run's folder printed last; the exit status is 1 if it failed, 2 if it
     can't be run, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m fetal_utils.simclr", description=__doc__)
-    parser.add_argument(
-        "--data-dir", type=os.path.abspath, help="folder with Images/ and the CSV; default: the phantom"
-    )
-    parser.add_argument(
-        "--results-dir", type=os.path.abspath, default="results/demo", help="the run lies in its runs/simclr"
-    )
+    parser.add_argument("--data-dir", type=as_path, help="folder with Images/ and the CSV; default: the phantom")
+    parser.add_argument("--results-dir", type=as_path, default="results/demo", help="the run lies in its runs/simclr")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     options = parser.parse_args(arguments)

@@ -117,8 +117,7 @@ def grid(
     """All supervised runs of 04, each once, pairs outermost: what an early stop leaves is whole pairs.
 
     Pair k of a fine-tuning is draw k and seed k; probes, at ``label_fractions``, cross all draws with all seeds.
-    What costs a pretraining in every run, ``dual_*`` and ``imagenet_same_views``, has ``dual_fractions`` and the first
-    ``n_dual_pairs`` of the pairs.
+    ``dual_*`` and ``imagenet_same_views``, which cost most, have ``dual_fractions`` and the first ``n_dual_pairs``.
     """
     if unknown := set(protocols) - set(PROTOCOLS):
         raise ValueError(f"protocols {sorted(unknown)} are unknown; known are {PROTOCOLS}")
