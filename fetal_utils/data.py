@@ -158,10 +158,10 @@ class Dataset:
         task = self.tasks[name]
         labels = self.metadata[task.label_column]
         if unknown := sorted(set(labels) - set(task.classes) - set(task.left_out)):
-            remedy = f"correct the table, or describe a task of your own in {TASKS_NAME}"
-            raise ValueError(
-                f"task {name!r} knows {list(task.classes)}, not {task.label_column} {unknown[:5]}; {remedy}"
-            )
+            image = self.metadata["image_name"][labels == unknown[0]].iloc[0]
+            remedy = f"first of {image}; correct the table, or describe a task of your own in {TASKS_NAME}"
+            found = f"knows {list(task.classes)}, not {task.label_column} {unknown[:5]}"
+            raise ValueError(f"task {name!r} {found}, {remedy}")
         present = tuple(label for label in task.classes if (labels == label).any())
         untrained = set(present) - set(labels[self.metadata["subset"] == "train"])
         if len(present) < 2 or untrained:

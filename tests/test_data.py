@@ -231,7 +231,7 @@ def test_a_malformed_task_is_named_with_the_form(tmp_path, entry, message):
 
 def test_a_label_that_no_task_knows_is_named(tmp_path):
     folder = write_folder(tmp_path / "data", [*LINES, csv_line("new", 9, "Fetal foot")])
-    with pytest.raises(ValueError, match=r"'planes' knows .*, not plane \['Fetal foot'\]; .*tasks\.yaml"):
+    with pytest.raises(ValueError, match=r"'planes' knows .*, not plane \['Fetal foot'\], first of new; .*tasks\.yaml"):
         Dataset(folder, tmp_path).task("planes")
     with pytest.raises(ValueError, match=r"task='femurs' is unknown; known are \['brain_planes', 'planes'\]"):
         Dataset(folder, tmp_path).task("femurs")
