@@ -165,7 +165,8 @@ class InitialWeights:
         return build_encoder(self.backbone, init=self.init, seed=self.seed)
 
 
-try_weights = cache(build_encoder)  # its errors before anything is trained; weights of timm's hub are then at hand
+# errors of `build_encoder` before anything is trained, asked for once; no network is kept
+try_weights = cache(lambda backbone, init: build_encoder(backbone, init=init) is not None)
 
 
 def initial_weights(*, backbone: str, init: str | Path, seed: int) -> InitialWeights:

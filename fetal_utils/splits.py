@@ -32,9 +32,9 @@ def read_metadata(data_dir: str | Path, *, extra_columns: Sequence[str] = ()) ->
     # the published header ends in "Train " and every row in a space; copies exist without them
     names = {raw_name.strip(): tidy_name for raw_name, tidy_name in CSV_COLUMNS.items()}
     expected = [*names, *extra_columns]
-    missing = [name for name in expected if name not in raw]
+    missing = [name for name in expected if name not in raw or f"{name}.1" in raw]  # pandas numbers a second
     if raw.empty or missing:
-        raise ValueError(f"{path}: {len(raw)} rows, columns missing {missing}; expected {';'.join(expected)}")
+        raise ValueError(f"{path}: {len(raw)} rows, twice or missing {missing}; expected {';'.join(expected)}")
     table = raw[expected].rename(columns=names)
     table["image_name"] = table["image_name"].str.removesuffix(".png")
     check_values(path, table)

@@ -146,9 +146,8 @@ def compute_runs(wanted: list[Wanted], scheduler: str) -> list[tuple]:
         groups[one.store.results_dir, one.store.dataset.key, one.weights].append(one)
     for (results_dir, _, weights), group in groups.items():
         runs = [settings for one in group for settings in one.runs]
-        made += attempt(
-            f"runs in {results_dir}", partial(group[0].store.get, runs, scheduler=scheduler, weights=weights)
-        )
+        get = partial(group[0].store.get, runs, scheduler=scheduler, weights=weights)
+        made += attempt(f"runs in {results_dir}", get)
     return made
 
 

@@ -149,6 +149,8 @@ def test_a_file_that_is_no_such_table_is_named_with_the_remedy(tmp_path, content
 def test_missing_columns_are_named_and_further_ones_do_no_harm(tmp_path):
     with pytest.raises(ValueError, match=r"missing \['Plane'\]; expected Image_name;Patient_num;Plane"):
         read_metadata(write_table(tmp_path, LINES, header=HEADER.replace("Plane;", "Plan;", 1)))
+    with pytest.raises(ValueError, match=r"twice or missing \['Plane'\]"):
+        read_metadata(write_table(tmp_path, [f"{line};x" for line in LINES], header=HEADER + ";Plane"))
     expected = read_metadata(write_table(tmp_path, LINES))
     further = write_table(tmp_path, [f"{line};x" for line in LINES], header=HEADER + ";Age")
     pd.testing.assert_frame_equal(read_metadata(further), expected)

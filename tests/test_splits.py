@@ -1,6 +1,7 @@
 """Patients, never images, are divided: development patients, label subsets, and what random splits would leak."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -248,3 +249,14 @@ def test_a_random_image_split_of_the_real_table_would_leak_most_patients(patient
     leaks = [patient_leaks(table["patient"], len(table) // 5) for table in (real_table, brain)]
     assert leaks == pytest.approx([0.945, 0.883], abs=0.015)  # one random draw of such a split
     assert patient_leaks(range(50), 10) == 0  # one image each
+
+
+def test_a_quarter_of_the_anchors_of_the_real_training_set_meet_a_false_negative(real_table):
+    train = real_table[real_table["split"] == "train"].reset_index(drop=True)
+    cells = read_cells(NOTEBOOK_DIR / "01_data_preparation.ipynb")
+    known = {name: np.flatnonzero(train[task.label_column].isin(task.classes)) for name, task in TASKS.items()}
+    dataset = SimpleNamespace(rows=lambda subset, task: known[task.name])
+    names: dict = {"pd": pd, "hypergeom": hypergeom, "tasks": TASKS, "metadata": train, "dataset": dataset}
+    exec(next(source for source, _ in cells if "rates[name, size]" in source), names)
+    assert names["rates"]["planes", 256] == pytest.approx(0.25, abs=0.005)
+    assert names["rates"]["brain_planes", 256] == pytest.approx(0.16, abs=0.005)
