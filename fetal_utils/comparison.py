@@ -18,6 +18,8 @@ MIN_LEVELS = 3  # pairs (seeds, draws) behind a verdict: of two, a 95 % interval
 MIN_FRACTIONS = 4  # of a curve that is read between its points
 N_EQUIVALENCE = 300  # resamples of a label equivalence, which is read off a grid of numbers anyway
 EXPLORATORY = "exploratory"
+LABELLED = ("n_images", "n_patients")  # whose labels were used, means over draws
+Arm = tuple[str, str]  # strategy and protocol
 CLAIM_TASKS = ("brain_planes", "planes")  # the gain on the first minus the gain on the second
 CLAIMS = (("simclr_imagenet", (0.1, 0.25, 0.5)), ("dual_imagenet", (0.1,)))  # over imagenet, fine-tuned; primary first
 
@@ -79,14 +81,14 @@ def estimate(scores: np.ndarray, *, n_patients: float) -> dict[str, np.ndarray]:
     return {name: np.asarray(one)[()] for name, one in found.items()}  # a number where there is only one
 
 
-def label_efficiency(scores: pd.DataFrame, *, under_trained: Collection[str] = ()) -> pd.DataFrame:
+def label_efficiency(scores: pd.DataFrame, *, under_trained: Collection[Arm] = ()) -> pd.DataFrame:
     """Rows of ``label_efficiency.csv``: mean, standard deviation over pairs, and interval of every arm's macro scores;
-    ``under_trained`` names strategies whose fine-tuning still gains from double its length."""
+    ``under_trained`` holds the strategies, with protocol, that still gain from double their length."""
     rows = []
     for name, arm in pick(scores, plane="macro").groupby(level=ARM, sort=False):
         about = dict(zip(ARM, name, strict=True)) | {"n_pairs": len(arm), "sd_over_pairs": arm[0].std()}
-        about |= {level: mean_level(arm, level) for level in ("n_images", "n_patients")}
-        about["under_trained"] = about["protocol"] == "fine_tune" and about["strategy"] in under_trained
+        about |= {level: mean_level(arm, level) for level in LABELLED}
+        about["under_trained"] = (about["strategy"], about["protocol"]) in under_trained
         rows.append(about | estimate(*align([arm]), n_patients=mean_level(arm, "n_test_patients")))
     return pd.DataFrame(rows).drop(columns=["plane", "standard_error", "degrees", "p"])
 
@@ -114,7 +116,7 @@ def compare(
     declared: Sequence[tuple[str, str]],
     *,
     demonstration: bool = False,
-    under_trained: Collection[str] = (),
+    under_trained: Collection[Arm] = (),
 ) -> pd.DataFrame:
     """Rows of ``comparisons.csv``: declared pairs of strategies, and every other strategy minus `BASELINE`.
 
@@ -134,8 +136,8 @@ def compare(
             drawn = [n_draws] if protocol == "fine_tune" else [n_seeds] if fraction == 1 else [n_draws, n_seeds]
             row = {"task": task, "protocol": protocol, "label_fraction": fraction, "metric": metric}
             row |= {"strategy": pair[0], "baseline": pair[1], "n_pairs": n_draws * n_seeds, "levels": min(drawn)}
-            row |= {"n_images": mean_level(arms[pair[0]], "n_images")}
-            row["under_trained"] = protocol == "fine_tune" and bool(set(pair) & set(under_trained))
+            row |= {level: mean_level(arms[pair[0]], level) for level in LABELLED}
+            row["under_trained"] = any((strategy, protocol) in under_trained for strategy in pair)
             row["family"] = f"{task}, {protocol}" if metric == "f1" and pair in declared else ""
             rows.append(row | estimate(ours - theirs, n_patients=mean_level(arms[pair[0]], "n_test_patients")))
     if not rows:
@@ -191,7 +193,7 @@ def label_equivalence(scores: pd.DataFrame) -> pd.DataFrame:
         curve = [one for _, one in group.groupby(level="label_fraction")]
         if curve and name[2] != BASELINE:
             about = dict(zip(by, name, strict=True)) | {"baseline": BASELINE, "n_pairs": len(arm)}
-            about |= {"n_images": mean_level(arm, "n_images"), "score": arm[0].mean()}
+            about |= {level: mean_level(arm, level) for level in LABELLED} | {"score": arm[0].mean()}
             found = {"n_equivalent": np.nan, "low": np.nan, "high": np.nan, "reading": "too few fractions"}
             rows.append(about | (find_crossing(arm, curve) if len(curve) >= MIN_FRACTIONS else found))
     return pd.DataFrame(rows)
@@ -222,14 +224,14 @@ def find_crossing(arm: pd.DataFrame, curve: Sequence[pd.DataFrame]) -> dict[str,
     return {"n_equivalent": n, "low": low, "high": high, "reading": reading}
 
 
-def claim(scores: pd.DataFrame, *, demonstration: bool = False, under_trained: Collection[str] = ()) -> pd.DataFrame:
+def claim(scores: pd.DataFrame, *, demonstration: bool = False, under_trained: Collection[Arm] = ()) -> pd.DataFrame:
     """Rows of ``claim.csv``: how much more fine-tuning gains on brain planes than on planes, patients of both together.
 
     For each of `CLAIMS` its declared row first (the mean over the fractions in ``label_fraction``), then each fraction,
     then three equal numbers of labelled images within the range of both tasks (``matching`` "number"; arms with four
     fractions, straight in log n). Each stands on two scales: "f1", and "relative", which is gain / (1 - F1 of the
-    baseline). Only declared rows on the first scale have a verdict, one of them is primary. ``n_images`` is that of
-    brain planes. Empty where an arm or a task is missing.
+    baseline). Only declared rows on the first scale have a verdict; primary is that of the first strategy, if all its
+    fractions were run. ``n_images`` is that of brain planes. Empty where an arm or a task is missing.
     """
     rows, macro = [], pick(scores, metric="f1", plane="macro", protocol="fine_tune")
     arms = dict(list(macro.groupby(level=["task", "strategy", "label_fraction"])))
@@ -243,7 +245,8 @@ def claim(scores: pd.DataFrame, *, demonstration: bool = False, under_trained: C
         numbers = np.array([[mean_level(arms[task, BASELINE, f], "n_images") for f in found] for task in CLAIM_TASKS])
         n_patients = max(mean_level(arm, "n_test_patients") for arm in arms.values())
         about = {"protocol": "fine_tune", "strategy": strategy, "baseline": BASELINE, "n_pairs": curves.shape[1]}
-        about |= {"levels": curves.shape[1], "under_trained": bool({strategy, BASELINE} & set(under_trained))}
+        about |= {"levels": curves.shape[1], "primary": False, "resolved": False}
+        about["under_trained"] = any((name, "fine_tune") in under_trained for name in (strategy, BASELINE))
         gains, chosen = ours - theirs, [place for place, fraction in enumerate(found) if fraction in declared]
         points = []  # fractions in words, images, gains and baseline's scores (task, fraction, ...), whether declared
         for places in [chosen, *([place] for place in range(len(found)) if [place] != chosen)]:
@@ -260,14 +263,16 @@ def claim(scores: pd.DataFrame, *, demonstration: bool = False, under_trained: C
             row = about | {"matching": "fraction" if text else "number", "label_fraction": text, "n_images": n}
             row |= {f"gain_{task}": one[..., 0].mean() for task, one in zip(CLAIM_TASKS, gain, strict=True)}
             row |= {"scale": scale, "verdict": EXPLORATORY} | estimate(gain[0] - gain[1], n_patients=n_patients)
-            row |= {"difference": row["value"], "resolved": row["p"] <= ALPHA}
+            row["difference"] = row["value"]
             if is_declared and scale == "f1":
-                row["verdict"] = judge(row, demonstration=demonstration)
-                if len(chosen) < len(declared) and not demonstration:
-                    row["verdict"] = "fractions are missing, no verdict"
-            rows.append(row | {"primary": row["verdict"] != EXPLORATORY and strategy == CLAIMS[0][0]})
-    table = pd.DataFrame(rows).rename(columns={"difference": "difference_of_gains"})
-    return table.drop(columns=["value", "levels"], errors="ignore")
+                is_whole = len(chosen) == len(declared)
+                is_judged = is_whole and row["levels"] >= MIN_LEVELS and not demonstration
+                row["resolved"], row["primary"] = is_judged and row["p"] <= ALPHA, is_whole and strategy == CLAIMS[0][0]
+                found_so = judge(row, demonstration=demonstration)
+                row["verdict"] = found_so if is_whole or demonstration else "fractions are missing, no verdict"
+            rows.append(row)
+    names = {"difference": "difference_of_gains"}
+    return pd.DataFrame(rows).rename(columns=names).drop(columns=["value", "levels"], errors="ignore")
 
 
 def relative_gain(gain: np.ndarray, base: np.ndarray) -> np.ndarray:
@@ -280,19 +285,21 @@ def relative_gain(gain: np.ndarray, base: np.ndarray) -> np.ndarray:
 
 def claim_sentence(table: pd.DataFrame) -> str:
     """The primary claim in Markdown, with a warning where its two scales differ in sign."""
-    strategy, fractions = CLAIMS[0]
-    rows = table[table["primary"]] if len(table) else table
+    strategy, fractions = CLAIMS[0][0], ", ".join(f"{fraction:.0%}" for fraction in CLAIMS[0][1])
+    needed = f"it needs `{strategy}`, `{BASELINE}`, both tasks, {fractions} of the labels"
+    rows = table[(table["strategy"] == strategy) & (table["verdict"] != EXPLORATORY)] if len(table) else table
     if rows.empty:
-        return f"**The claim is not computed**: it needs `{strategy}`, `{BASELINE}`, both tasks, fractions {fractions}."
+        return f"**The claim is not computed**: {needed}."
     row, other = rows.iloc[0], table.iloc[rows.index[0] + 1]  # the same on the relative scale
-    found, of_rest = row["difference_of_gains"], other["difference_of_gains"]
+    shares = ", ".join(f"{float(part):.0%}" for part in str(row["label_fraction"]).split(", "))
     text = (
-        f"Fine-tuned with {row['label_fraction']} of the labels, `{strategy}` gains **{found:+.3f}** more macro-F1 "
-        f"over `{BASELINE}` on brain planes ({row['gain_brain_planes']:+.3f}) than on planes "
+        f"Fine-tuned with {shares} of the labels, `{strategy}` gains **{row['difference_of_gains']:+.3f}** more "
+        f"macro-F1 over `{BASELINE}` on brain planes ({row['gain_brain_planes']:+.3f}) than on planes "
         f"({row['gain_planes']:+.3f}); 95 % interval {row['low']:+.3f} to {row['high']:+.3f}, {row['n_pairs']} pairs: "
-        f"**{row['verdict']}**. As a share of what `{BASELINE}` leaves to gain: {of_rest:+.3f} "
+        f"**{row['verdict']}**. As a share of what `{BASELINE}` leaves to gain: {other['difference_of_gains']:+.3f} "
         f"({other['low']:+.3f} to {other['high']:+.3f})."
     )
-    if found * of_rest < 0:
+    if row["difference_of_gains"] * other["difference_of_gains"] < 0:
         text += " The two scales differ in sign: which task gains more depends on how a gain is measured."
+    text += "" if row["primary"] else f" This is not the declared claim: {needed}."
     return text + (" An arm of it is under-trained." if row["under_trained"] else "")

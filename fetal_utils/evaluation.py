@@ -137,11 +137,7 @@ def _calibration_errors(
 
 
 def score_runs(
-    runs: Sequence,
-    weights: pd.DataFrame,
-    *,
-    metrics: Sequence[str] = METRICS,
-    within: tuple[str, str] | None = None,
+    runs: Sequence, weights: pd.DataFrame, *, metrics: Sequence[str] = METRICS, within: tuple[str, str] | None = None
 ) -> pd.DataFrame:
     """Scores of supervised runs under all rows of `patient_weights`: what every table is computed from.
 

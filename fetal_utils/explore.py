@@ -33,7 +33,9 @@ def explore(
 
     if not somebody_watches():
         return draw(range(len(table))[still : still + page])
-    choosers = {name: choose(name, [EVERY, *map(str, table[name].sort_values().unique())]) for name in filters}
+    look = {"style": WIDE, "layout": {"width": "max-content"}}
+    values = {name: [EVERY, *map(str, table[name].sort_values().unique())] for name in filters}
+    choosers = {name: ipywidgets.Dropdown(description=name, options=own, **look) for name, own in values.items()}
     options = pages(range(len(table)))
     slider = ipywidgets.SelectionSlider(description="row", options=options, continuous_update=False, style=WIDE)
     buttons = {name: ipywidgets.Button(description=name) for name in ("previous", "next")}
@@ -81,7 +83,3 @@ def augmentation_lab(
     factor = ipywidgets.FloatSlider(description="strength x", value=1.0, max=3.0, step=0.1)
     about = {"image": (0, len(images) - 1), "preset": presets, "strength": factor, "draw": (0, 50)}
     return ipywidgets.interactive(show_views, **about)
-
-
-def choose(name: str, options: Sequence[str]) -> ipywidgets.Dropdown:
-    return ipywidgets.Dropdown(description=name, options=options, style=WIDE, layout={"width": "max-content"})

@@ -23,28 +23,17 @@ from fetal_utils.environment import replace_file
 
 # the hue tells what the encoder learned from, the darker of two shades that it started from ImageNet weights
 STRATEGY_PALETTE = {
-    "scratch": "#949494",
-    "imagenet": "#1E1E1E",
-    "imagenet_same_views": "#206F58",
-    "simclr_scratch": "#48B5FB",
-    "simclr_imagenet": "#00288F",
-    "dual_scratch": "#F8BD43",
-    "dual_imagenet": "#951B0B",
-}
+    "scratch": "#949494", "imagenet": "#1E1E1E", "imagenet_same_views": "#206F58",
+    "simclr_scratch": "#48B5FB", "simclr_imagenet": "#00288F", "dual_scratch": "#F8BD43", "dual_imagenet": "#951B0B",
+}  # fmt: skip
 STRATEGY_MARKERS = dict(zip(STRATEGY_PALETTE, ("o", "o", "D", "s", "s", "^", "^"), strict=True))
 # of seaborn's `dashes`: dashed from random weights, solid from ImageNet weights, dotted for the control
 STRATEGY_DASHES = dict(zip(STRATEGY_PALETTE, ((4, 2), "", (1, 1.2), (4, 2), "", (4, 2), ""), strict=True))
 PLANE_PALETTE = {
-    "Fetal abdomen": "#B90011",
-    "Fetal brain": "#2206D2",
-    "Fetal femur": "#E69E2D",
-    "Fetal thorax": "#3F1C2F",
-    "Maternal cervix": "#53DEFF",
-    "Other": "#858585",
-    "Trans-thalamic": "#0C404C",
-    "Trans-cerebellum": "#EFA0D9",
-    "Trans-ventricular": "#B64D07",
-}
+    "Fetal abdomen": "#B90011", "Fetal brain": "#2206D2", "Fetal femur": "#E69E2D", "Fetal thorax": "#3F1C2F",
+    "Maternal cervix": "#53DEFF", "Other": "#858585",
+    "Trans-thalamic": "#0C404C", "Trans-cerebellum": "#EFA0D9", "Trans-ventricular": "#B64D07",
+}  # fmt: skip
 MASK_COLOURS = ("#FFD92F", "#66CCEE", "#EE7733", "#CC79A7", "#00CC99")  # bright, to stand out from gray
 
 
@@ -220,7 +209,9 @@ def plot_label_efficiency(curves: pd.DataFrame) -> np.ndarray:
         ax.set_xticks(ticks, [f"{n:.0f}" for n in ticks], minor=False)
         ax.minorticks_off()
     if legend := axes[0, 0].get_legend():
+        weak = {text: f"{text} (under-trained)" for text in curves["strategy"][curves["under_trained"].eq(True)]}
         handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
+        labels = [weak.get(label, label) for label in labels]
         legend.remove()
         axes[0, 0].figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return axes
@@ -236,7 +227,8 @@ def plot_differences(comparisons: pd.DataFrame) -> np.ndarray:
             ax.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6)
             fill = colour if bool(row.resolved) else "white"
             ax.plot(row.difference, place, marker="o", color=colour, markerfacecolor=fill, markersize=6)
-        names = [f"{row.strategy} - {row.baseline}, {row.label_fraction:.0%}" for row in own.itertuples()]
+        names = own["strategy"] + " - " + own["baseline"] + own["label_fraction"].map(", {:.0%}".format)
+        names += own["under_trained"].map({True: " (under-trained)", False: ""})
         ax.set_yticks(range(len(own)), names, fontsize=8)
         ax.axvline(0, color="#444444", linewidth=1)
         ax.axvspan(-0.03, 0.03, color="#888888", alpha=0.12, linewidth=0)  # no relevant difference
@@ -255,7 +247,8 @@ def plot_claim(claim: pd.DataFrame) -> Axes:
         ax.plot([row.low, row.high], [place, place], color=colour, linewidth=width)
         ax.plot(row.difference_of_gains, place, marker=marker, color=colour, markersize=size)
         at = f"{row.n_images:.0f} images" if row.matching == "number" else f"{row.label_fraction} of the labels"
-        names.append(f"{'CLAIM: ' if is_main else ''}{row.strategy}, {at}")
+        mark = " (under-trained)" if row.under_trained else ""
+        names.append(f"{'CLAIM: ' if is_main else ''}{row.strategy}, {at}{mark}")
     ax.set_yticks(range(len(rows)), names, fontsize=9)
     ax.axvline(0, color="#444444", linewidth=1)
     ax.set(xlabel="gain on brain planes minus gain on planes, macro-F1")

@@ -91,13 +91,8 @@ def sanitise(body: str) -> str:
             return value if value.startswith(("https:", "#")) else None
         return value
 
-    return nh3.clean(
-        body,
-        attributes=ATTRIBUTES,
-        attribute_filter=keep,
-        clean_content_tags={"script", "style"},
-        url_schemes={"https", "data"},
-    )
+    kept = {"attributes": ATTRIBUTES, "attribute_filter": keep, "url_schemes": {"https", "data"}}
+    return nh3.clean(body, clean_content_tags={"script", "style"}, **kept)
 
 
 def fill_page(body: str, *, name: str) -> str:

@@ -219,14 +219,10 @@ class RunStore:
                 if not scheduler:
                     return self._compute_here(missing, needs, bar)
                 about = self.results_dir.resolve(), self.dataset, self.requested_device
-                return cluster.compute_graph(
-                    needs,
-                    compute_run,
-                    {name: (*about, settings) for name, settings in missing.items()},
-                    scheduler=scheduler,
-                    check=partial(find_obstacle, *about[:2], self.dataset.key, environment.code_key()),
-                    done=lambda name: bar.update(),
-                )
+                calls = {name: (*about, settings) for name, settings in missing.items()}
+                check = partial(find_obstacle, *about[:2], self.dataset.key, environment.code_key())
+                options = {"scheduler": scheduler, "check": check, "done": lambda name: bar.update()}
+                return cluster.compute_graph(needs, compute_run, calls, **options)
         except KeyboardInterrupt:
             n_done = sum(self.has(settings, weights=True) for settings in missing.values())
             said = f"interrupted; {n_done} of {len(missing)} runs are finished, and of the others the epochs that ended"

@@ -46,7 +46,11 @@ STRATEGIES = {
     "dual_imagenet": Strategy("imagenet", dual=True, baselines=("imagenet", "imagenet_same_views")),
     "imagenet_same_views": Strategy("imagenet", same_views=True),
 }
-DECLARED = tuple((name, baseline) for name, about in STRATEGIES.items() for baseline in about.baselines)
+
+
+def declared_pairs() -> list[tuple[str, str]]:
+    """Each strategy with each of its baselines."""
+    return [(name, baseline) for name, about in STRATEGIES.items() for baseline in about.baselines]
 
 
 def find_strategy(name: str) -> Strategy:
@@ -156,7 +160,9 @@ def development_scores(runs: Iterable[Run]) -> pd.DataFrame:
         row = {name: getattr(settings, name, np.nan) for name in ("strategy", *CELL, "lr", "n_views")}
         row |= {"pretraining_lr": getattr(contrast, "lr", np.nan), "n_epochs": getattr(contrast, "n_epochs", np.nan)}
         row |= {"temperature": getattr(contrast, "temperature", np.nan), "seconds": run.record["seconds"]}
-        rows.append(row | {"development_macro_f1": facts["development_macro_f1"], "views": facts["views_seen"]})
+        row |= {"backbone": contrast.backbone, "image_size": getattr(settings, "features", settings).image_size}
+        row |= {name: facts[name] for name in ("development_macro_f1", "n_images", "n_patients")}
+        rows.append(row | {"views": facts["views_seen"]})
     return pd.DataFrame(rows)
 
 
@@ -189,23 +195,32 @@ def choose(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def under_trained(trials: pd.DataFrame) -> set[str]:
-    """Strategies for which double the length gains more than 0.02 macro-F1, mean over pairs and tasks."""
-    return {name for name, own in trials.groupby("strategy") if gains(own, LONGER).mean() > RELEVANT}
+def still_rising(trials: pd.DataFrame) -> dict[tuple[str, str], bool]:
+    """Whether double the length, of fine-tuning or of SimCLR, gains more than 0.02 macro-F1, mean over the cells tried:
+    by strategy and protocol, of those for which it was tried. An arm of which it does is under-trained."""
+    found = {}
+    for arm, own in trials.groupby(["strategy", "protocol"]):
+        lengths = own.groupby("setting")[list(LENGTHS)].max()
+        longer = lengths.index[(lengths > lengths.reindex([DEFAULT]).iloc[0]).any(axis=1)]
+        if len(longer):
+            found[arm] = max(gains(own, setting).mean() for setting in longer) > RELEVANT
+    return found
 
 
 def training_warnings(scores: pd.DataFrame) -> list[str]:
-    """Sentences on `development_scores`, means over draws and seeds: what is fine-tuned below its own probe by more
-    than 0.02, and probes after pretraining below the one before."""
-    mean = scores.groupby(["protocol", "strategy", "task", "label_fraction"])["development_macro_f1"].mean()
-    found = []
-    for (protocol, strategy, task, fraction), score in mean.items():
-        where = f"{strategy}, {task}, {fraction:.0%} of the labels"
-        about, probe = find_strategy(strategy), mean.get(("linear_probe", strategy, task, fraction), -np.inf)
-        if protocol == "fine_tune" and score < probe - RELEVANT:
-            found.append(f"{where}: fine-tuned {score:.3f}, below its own probe, {probe:.3f}")
+    """Sentences on `development_scores`, over the label draws that both sides have: what is fine-tuned below its own
+    probe by more than 0.02, and probes after pretraining below the one before."""
+    by = ["protocol", "strategy", "task", "label_fraction", "draw"]
+    means, found = scores.groupby(by)["development_macro_f1"].mean().unstack("draw"), []
+    words = {"fine_tune": "fine-tuned {} below its own probe", "linear_probe": "a probe {} below that before SimCLR"}
+    limits = {"fine_tune": -RELEVANT, "linear_probe": 0}
+    for (protocol, strategy, task, fraction), own in means.iterrows():
+        about = find_strategy(strategy)
         starts = [name for name, one in STRATEGIES.items() if one.init == about.init and not one.pretrains]
-        before = mean.get(("linear_probe", starts[0], task, fraction), -np.inf)
-        if protocol == "linear_probe" and about.pretrains and score < before:
-            found.append(f"{where}: the probe after pretraining, {score:.3f}, below the one before, {before:.3f}")
+        before = strategy if protocol == "fine_tune" else (starts or [""])[0] if about.pretrains else ""
+        probe = means.reindex([("linear_probe", before, task, fraction)]).iloc[0]
+        if (change := (own - probe).mean()) < limits[protocol]:
+            found.append(
+                f"{strategy}, {task}, {fraction:.0%} of the labels: {words[protocol].format(f'{-change:.3f}')}"
+            )
     return found

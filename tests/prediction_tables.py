@@ -114,7 +114,7 @@ class SimulatedTestSet:
         """Predicted classes, shape (n_studies, n_arms, n_runs, n_images); see `macro_f1`."""
         rng, (n_studies, n_arms, n_runs) = self.rng, accuracy.shape
         by_arm = rng.standard_normal((n_studies, n_arms, 1, difficulty.shape[1]), np.float32)[..., self.patient]
-        by_run = rng.standard_normal((n_studies, n_arms, n_runs, len(self.true)), np.float32)
+        by_run = rng.standard_normal((n_studies, n_arms, n_runs, difficulty.shape[1]), np.float32)[..., self.patient]
         effects = zip(shares, (difficulty[:, None, None, self.patient], by_arm, by_run), strict=True)
         threshold = ndtri(np.clip(accuracy, 0.01, 0.99)).astype(np.float32)[..., None]
         right = sum(np.float32(np.sqrt(share)) * effect for share, effect in effects) < threshold
