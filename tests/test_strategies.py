@@ -148,6 +148,10 @@ def test_a_grid_of_an_unknown_protocol_is_refused(dataset):
         )
 
 
+def test_the_control_of_cost_has_the_labelled_views_of_what_it_is_a_control_of():
+    assert STRATEGIES["imagenet_same_views"].n_views == STRATEGIES["simclr_imagenet"].n_views
+
+
 # --- trials ---
 
 
