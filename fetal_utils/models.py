@@ -229,7 +229,7 @@ class Features(Settings):
 
 def build_optimizer(module: nn.Module, *, lr: float, weight_decay: float, name: str = "adamw") -> torch.optim.Optimizer:
     """timm's optimizer of that name, one of `OPTIMIZERS`; no weight decay on biases and normalisation layers. For
-    SimCLR in batches of 128 a rate of 1e-3 suits AdamW, and 1 LARS."""
+    SimCLR in batches of 128 a rate of 1e-3 to 2e-3 suits AdamW, and 1 LARS."""
     return create_optimizer_v2(module, opt=name, lr=lr, weight_decay=weight_decay, momentum=0.9)
 
 

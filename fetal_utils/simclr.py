@@ -129,7 +129,7 @@ class Pretrain(Settings):
     image_size: int = 96  # px, side of the views
     n_epochs: int = 40  # passes over the pool
     batch_size: int = 128  # images, each as two views
-    lr: float = 1e-3  # reached after the warm-up, then falls to 0 as a cosine
+    lr: float = 2e-3  # reached after the warm-up, then falls to 0 as a cosine; chosen by the trials of 03
     weight_decay: float = 1e-4
     warmup_fraction: float = 0.1  # of the steps
     optimizer: str = "adamw"  # adamw, sgd or lars; each wants its own lr, see `build_optimizer`
