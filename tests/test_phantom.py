@@ -234,7 +234,7 @@ def test_a_killed_run_leaves_no_folder_and_the_next_one_begins_anew(tmp_path):
     process = get_context("fork").Process(target=write_phantom, args=(out,), kwargs={"n_workers": 2, "progress": False})
     process.start()
     deadline = time.monotonic() + 60
-    while not any((beside / IMAGE_DIR).glob("*.png")) and time.monotonic() < deadline:
+    while not any(beside.rglob("*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
     process.join()

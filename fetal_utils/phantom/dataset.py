@@ -104,20 +104,21 @@ def write_phantom(
         return out_dir
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     beside = out_dir.with_name(f".{out_dir.name}.partial")
+    attempt = beside / str(os.getpid())  # which a worker of an earlier one, killed since, does not know
     with FileLock(out_dir.with_name(f".{out_dir.name}.lock")):
         if _is_there(out_dir, record):
             return out_dir
         shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
         try:
             for directory in (IMAGE_DIR, MASK_DIR):
-                (beside / directory).mkdir(parents=True)
-            write_metadata(table, beside)
-            (beside / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            work = partial(_draw_and_save, folder=beside, seed=seed, image_height=image_height)
+                (attempt / directory).mkdir(parents=True)
+            write_metadata(table, attempt)
+            (attempt / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            work = partial(_draw_and_save, folder=attempt, seed=seed, image_height=image_height)
             with closing(_map(work, table.to_dict("records"), n_workers)) as done:
                 for _ in progress_bar(iterable=done, total=len(table), desc="phantom", unit="image", show=progress):
                     pass
-            beside.replace(out_dir)
+            attempt.replace(out_dir)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return out_dir
