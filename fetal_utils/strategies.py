@@ -41,9 +41,9 @@ STRATEGIES = {
     "scratch": Strategy("random"),
     "imagenet": Strategy("imagenet"),
     "simclr_scratch": Strategy("random", pretrains=True, baselines=("scratch",)),
-    "simclr_imagenet": Strategy("imagenet", pretrains=True, baselines=("imagenet", "imagenet_same_views")),
-    "dual_scratch": Strategy("random", dual=True, baselines=("scratch",)),  # settings of dual_imagenet, not tried
-    "dual_imagenet": Strategy("imagenet", dual=True, baselines=("imagenet", "imagenet_same_views")),
+    "simclr_imagenet": Strategy("imagenet", pretrains=True, baselines=("imagenet", "imagenet_same_views"), lr=3e-3),
+    "dual_scratch": Strategy("random", dual=True, baselines=("scratch",), lr=3e-3),  # of dual_imagenet, not tried
+    "dual_imagenet": Strategy("imagenet", dual=True, baselines=("imagenet", "imagenet_same_views"), lr=3e-3),
     "imagenet_same_views": Strategy("imagenet", same_views=True),
 }
 
