@@ -276,10 +276,10 @@ def claim(scores: pd.DataFrame, *, demonstration: bool = False, under_trained: C
 
 
 def relative_gain(gain: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Gain / (1 - score of the baseline), (..., n_pairs, 1, 1 + n_resamples): a ratio of means over pairs, around which
-    its pairs are linearised."""
+    """Gain / (1 - baseline's score), (..., n_pairs, 1, 1 + n_resamples): a ratio of means, its pairs linearised."""
     room = 1 - base
     mean_gain, mean_room = (one.mean(axis=(-3, -2), keepdims=True) for one in (gain, room))
+    mean_room = np.where(mean_room > 0, mean_room, np.nan)  # a resample that leaves nothing to gain has no share of it
     return mean_gain / mean_room + (gain - mean_gain / mean_room * room) / mean_room
 
 
