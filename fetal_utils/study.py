@@ -120,9 +120,9 @@ def given_values(options: argparse.Namespace) -> dict[str, object]:
 def check_inputs(wanted: list[Wanted], *, scheduler: str, preview: bool) -> None:
     """Check the settings of all missing runs and, unless it is for a preview, every image and the scheduler."""
     for one in wanted:
-        for settings in one.missing():
+        for settings in (missing := one.missing()):
             settings.check(one.store.dataset)
-        if one.image_size and not preview:
+        if one.image_size and not preview and (missing or not one.store.dataset.kept):  # tables need no image
             one.store.dataset.images(one.image_size)
     if scheduler and not preview:
         with connect(scheduler):
