@@ -38,9 +38,9 @@ class Strategy:
 # A strategy of one's own is one entry more, before the runs are asked for:
 #     STRATEGIES["fetal_net"] = Strategy(init="weights/fetal_net.safetensors")
 STRATEGIES = {
-    "scratch": Strategy("random"),
+    "scratch": Strategy("random", lr=3e-3),
     "imagenet": Strategy("imagenet"),
-    "simclr_scratch": Strategy("random", pretrains=True, baselines=("scratch",)),
+    "simclr_scratch": Strategy("random", pretrains=True, baselines=("scratch",), lr=7.5e-3),  # the highest tried
     "simclr_imagenet": Strategy("imagenet", pretrains=True, baselines=("imagenet", "imagenet_same_views"), lr=3e-3),
     "dual_scratch": Strategy("random", dual=True, baselines=("scratch",), lr=3e-3),  # of dual_imagenet, not tried
     "dual_imagenet": Strategy("imagenet", dual=True, baselines=("imagenet", "imagenet_same_views"), lr=3e-3),
