@@ -40,7 +40,7 @@ class Strategy:
 STRATEGIES = {
     "scratch": Strategy("random", lr=3e-3),
     "imagenet": Strategy("imagenet"),
-    "simclr_scratch": Strategy("random", pretrains=True, baselines=("scratch",), lr=7.5e-3),  # the highest tried
+    "simclr_scratch": Strategy("random", pretrains=True, baselines=("scratch",), lr=7.5e-3),
     "simclr_imagenet": Strategy("imagenet", pretrains=True, baselines=("imagenet", "imagenet_same_views"), lr=3e-3),
     "dual_scratch": Strategy("random", dual=True, baselines=("scratch",), lr=3e-3),  # of dual_imagenet, not tried
     "dual_imagenet": Strategy("imagenet", dual=True, baselines=("imagenet", "imagenet_same_views"), lr=3e-3),

@@ -169,9 +169,8 @@ def test_trials_never_look_at_test_images_and_cost_what_they_may(real_data, tmp_
     assert sum(run.cost(native)["views"] for run in with_dependencies(planned)) <= 3_200_000
     tried = {(run.strategy, setting) for run, setting in planned.items() if run.protocol == "fine_tune"}
     for strategy in ("imagenet", "scratch", "simclr_imagenet", "simclr_scratch", "dual_imagenet"):
-        rates = {"lr x 6", "lr x 15" if strategy in names["higher"] else "lr x 0.4"}  # as many for every strategy
         found = {setting for name, setting in tried if name == strategy and not setting.startswith("SimCLR")}
-        assert found == rates | {"default", "double length"}
+        assert {"default", "double length"} < found and len(found) == 4  # and two rates, as many for every strategy
     for name in {(run.strategy, setting) for run, setting in planned.items()}:
         cells = [(run.task, run.seed) for run, setting in planned.items() if (run.strategy, setting) == name]
         assert {task for task, _ in cells} == {"planes", "brain_planes"}
