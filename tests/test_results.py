@@ -36,10 +36,10 @@ def test_the_columns_of_all_tables_are_explained():
 
 def first_page(folder):
     """What the README says of a study: its claim, and macro-F1 of the claim's arms by share of the labels."""
-    curves = read(folder, "label_efficiency").query("metric == 'f1'")
-    curves = curves[curves["strategy"].isin(["imagenet", "simclr_imagenet"])].copy()
+    curves = read(folder, "label_efficiency").query("metric == 'f1' and strategy in ['imagenet', 'simclr_imagenet']")
     spread = curves["sd_over_pairs"].map(" ± {:.3f}".format).where(curves["n_pairs"] > 1, "")
-    curves["cell"] = curves["value"].map("{:.3f}".format) + spread + curves["under_trained"].map({True: "!", False: ""})
+    weak = curves["under_trained"].map({True: ", under-trained", False: ""})
+    curves["cell"] = curves["value"].map("{:.3f}".format) + spread + weak
     index = ["task", "protocol", "strategy"]
     table = curves.pivot(index=index, columns="label_fraction", values="cell").fillna("").sort_index()
     rows = [[*index, *map("{:.0%}".format, table)], ["---"] * (3 + len(table.columns))]

@@ -167,10 +167,11 @@ def test_trials_never_look_at_test_images_and_cost_what_they_may(real_data, tmp_
     assert not set(planned) & set(names["wanted"])  # which stay few unless `trials` are asked for
     assert {run.evaluate_on for run in planned} == {"development"}
     assert sum(run.cost(native)["views"] for run in with_dependencies(planned)) <= 3_200_000
-    tried = {(run.strategy, setting) for run, setting in planned.items() if run.protocol == "fine_tune"}
+    tried = {(run.strategy, setting, run.lr) for run, setting in planned.items() if run.protocol == "fine_tune"}
     for strategy in ("imagenet", "scratch", "simclr_imagenet", "simclr_scratch", "dual_imagenet"):
-        found = {setting for name, setting in tried if name == strategy and not setting.startswith("SimCLR")}
-        assert {"default", "double length"} < found and len(found) == 4  # and two rates, as many for every strategy
+        found = {setting: lr for name, setting, lr in tried if name == strategy and "SimCLR" not in setting}
+        assert {"default", "double length"} < found.keys() and len(found) == 4  # and two rates, as many for every one
+        assert min(found.values()) < STRATEGIES[strategy].lr < max(found.values())  # what is kept lies between
     for name in {(run.strategy, setting) for run, setting in planned.items()}:
         cells = [(run.task, run.seed) for run, setting in planned.items() if (run.strategy, setting) == name]
         assert {task for task, _ in cells} == {"planes", "brain_planes"}
