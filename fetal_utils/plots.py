@@ -184,8 +184,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> None:
 def draw_panels(table: pd.DataFrame, width: float, height: float) -> tuple[np.ndarray, Iterator[tuple]]:
     """Axes of a new figure, two in a row, and with each of them the rows of one task and protocol."""
     panels = list(table.groupby(["task", "protocol"], sort=False))
-    n_columns = min(2, len(panels))
-    n_rows = -(-len(panels) // n_columns)
+    n_rows, n_columns = -(-len(panels) // 2), min(2, len(panels))
     _, axes = plt.subplots(n_rows, n_columns, figsize=(width * n_columns, height * n_rows), squeeze=False)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
@@ -211,9 +210,9 @@ def plot_label_efficiency(curves: pd.DataFrame) -> np.ndarray:
     if legend := axes[0, 0].get_legend():
         weak = {text: f"{text} (under-trained)" for text in curves["strategy"][curves["under_trained"].eq(True)]}
         handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
-        labels = [weak.get(label, label) for label in labels]
+        shown = {"labels": [weak.get(label, label) for label in labels], "ncols": min(4, len(labels))}
         legend.remove()
-        axes[0, 0].figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+        axes[0, 0].figure.legend(handles, loc="outside lower center", **shown)
     return axes
 
 
@@ -230,6 +229,7 @@ def plot_differences(comparisons: pd.DataFrame) -> np.ndarray:
         names = own["strategy"] + " - " + own["baseline"] + own["label_fraction"].map(", {:.0%}".format)
         names += own["under_trained"].map({True: " (under-trained)", False: ""})
         ax.set_yticks(range(len(own)), names, fontsize=8)
+        ax.locator_params(axis="x", nbins=6)
         ax.axvline(0, color="#444444", linewidth=1)
         ax.axvspan(-0.03, 0.03, color="#888888", alpha=0.12, linewidth=0)  # no relevant difference
         ax.set(title=f"{task}, {protocol}", xlabel="difference in macro-F1")
@@ -246,9 +246,9 @@ def plot_claim(claim: pd.DataFrame) -> Axes:
         width, marker, size = (3.5, "D", 9) if is_main else (1.4, "o", 5)
         ax.plot([row.low, row.high], [place, place], color=colour, linewidth=width)
         ax.plot(row.difference_of_gains, place, marker=marker, color=colour, markersize=size)
-        at = f"{row.n_images:.0f} images" if row.matching == "number" else f"{row.label_fraction} of the labels"
-        mark = " (under-trained)" if row.under_trained else ""
-        names.append(f"{'CLAIM: ' if is_main else ''}{row.strategy}, {at}{mark}")
+        shares = ", ".join(f"{float(part):.0%}" for part in str(row.label_fraction).split(", "))
+        at = f"{row.n_images:.0f} images" if row.matching == "number" else f"{shares} of the labels"
+        names.append(f"{'CLAIM: ' * is_main}{row.strategy}, {at}{' (under-trained)' * bool(row.under_trained)}")
     ax.set_yticks(range(len(rows)), names, fontsize=9)
     ax.axvline(0, color="#444444", linewidth=1)
     ax.set(xlabel="gain on brain planes minus gain on planes, macro-F1")
