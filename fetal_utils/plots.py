@@ -210,9 +210,9 @@ def plot_label_efficiency(curves: pd.DataFrame) -> np.ndarray:
     if legend := axes[0, 0].get_legend():
         weak = {text: f"{text} (under-trained)" for text in curves["strategy"][curves["under_trained"].eq(True)]}
         handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
-        shown = {"labels": [weak.get(label, label) for label in labels], "ncols": min(4, len(labels))}
+        labels = [weak.get(label, label) for label in labels]
         legend.remove()
-        axes[0, 0].figure.legend(handles, loc="outside lower center", **shown)
+        axes[0, 0].figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return axes
 
 
@@ -246,8 +246,8 @@ def plot_claim(claim: pd.DataFrame) -> Axes:
         width, marker, size = (3.5, "D", 9) if is_main else (1.4, "o", 5)
         ax.plot([row.low, row.high], [place, place], color=colour, linewidth=width)
         ax.plot(row.difference_of_gains, place, marker=marker, color=colour, markersize=size)
-        shares = ", ".join(f"{float(part):.0%}" for part in str(row.label_fraction).split(", "))
-        at = f"{row.n_images:.0f} images" if row.matching == "number" else f"{shares} of the labels"
+        shares = [f"{float(part):.0%}" for part in str(row.label_fraction).split(", ") if part]
+        at = f"{row.n_images:.0f} images" if row.matching == "number" else f"{', '.join(shares)} of the labels"
         names.append(f"{'CLAIM: ' * is_main}{row.strategy}, {at}{' (under-trained)' * bool(row.under_trained)}")
     ax.set_yticks(range(len(rows)), names, fontsize=9)
     ax.axvline(0, color="#444444", linewidth=1)
