@@ -73,9 +73,6 @@ def test_commits_are_checked_by_the_tested_versions(name):
     assert f"\n{name}=={revision.removeprefix('v')}\n" in (PROJECT_ROOT / "constraints.txt").read_text()
 
 
-# --- what git carries ---
-
-
 def test_notebooks_are_stripped_and_everything_is_formatted():
     notebooks = sorted(map(str, (PROJECT_ROOT / "notebooks").glob("*.ipynb")))
     subprocess.run([sys.executable, "-m", "nbstripout", "--keep-id", "--verify", *notebooks], check=True)
@@ -86,9 +83,6 @@ def test_notebooks_are_stripped_and_everything_is_formatted():
 def test_git_carries_no_large_file_and_no_image_of_the_real_data():
     assert [name for name in tracked() if (PROJECT_ROOT / name).stat().st_size > 1_500_000] == []
     assert [name for name in tracked() if re.search(r"Patient\d{5}_Plane\d", name)] == []
-
-
-# --- how thin it is ---
 
 
 def n_lines(paths) -> int:
