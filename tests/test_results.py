@@ -11,8 +11,9 @@ from fetal_utils.runs import RESULTS_VERSION, RunStore
 from fetal_utils.strategies import supervised_run
 from fetal_utils.tables import RUN_COLUMNS, TABLES, read
 
-# macro-F1 of ImageNet probes at 32 px on fetal_planes_native, all and a tenth of the labels; processors differ by 0.01
+# macro-F1 of ImageNet probes at 32 px on fetal_planes_native, all and a tenth of the labels
 REFERENCE = {3: {"planes": (0.722, 0.522), "brain_planes": (0.486, 0.379)}}
+TOLERANCE = 0.01  # other processors and versions round features differently
 STUDIES = [PROJECT_ROOT / "results/reference" / name for name in ("fetal_planes_native", "fetal_planes_native_160")]
 
 
@@ -25,7 +26,7 @@ def test_the_code_still_makes_the_reference_scores_of_this_results_version(real_
         wanted = [supervised_run("imagenet", task=task, label_fraction=part, **about) for part in (1.0, 0.1)]
         tables = [run.predictions for run in store.get(wanted)]
         found[task] = [f1_score(table["true"], table["predicted"], average="macro") for table in tables]
-    pd.testing.assert_frame_equal(pd.DataFrame(found), pd.DataFrame(REFERENCE[RESULTS_VERSION]), atol=0.01, rtol=0)
+    pd.testing.assert_frame_equal(pd.DataFrame(found), pd.DataFrame(REFERENCE[RESULTS_VERSION]), atol=TOLERANCE, rtol=0)
 
 
 def test_the_columns_of_all_tables_are_explained():
@@ -44,7 +45,8 @@ def first_page():
     told = [told(*row) for row in equal[["n_images", "task", "n_equivalent", "low", "high"]].to_numpy()]
     arms = read(STUDIES[0], "label_efficiency").query("metric == 'f1' and strategy in ['imagenet', 'simclr_imagenet']")
     spread = arms["sd_over_pairs"].map(" ± {:.3f}".format).where(arms["n_pairs"] > 1, "")
-    arms["cell"] = arms["value"].map("{:.3f}".format) + spread + arms["under_trained"].map({True: "!", False: ""})
+    weak = arms["under_trained"].map({True: ", under-trained", False: ""})
+    arms["cell"] = arms["value"].map("{:.3f}".format) + spread + weak
     table = arms.pivot(index=["task", "protocol", "strategy"], columns="label_fraction", values="cell").fillna("")
     rows = [[*table.index.names, *map("{:.0%}".format, table)], ["---"] * (3 + len(table.columns))]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in [*rows, *table.reset_index().to_numpy().tolist()])
