@@ -179,7 +179,7 @@ def test_the_lines_for_a_trained_encoder_give_the_same_features_where_this_packa
     (run,) = store.get([settings])
     images = tiny_dataset.images(32, progress=False)[:6]
     np.save(tmp_path / "images.npy", images[:, None])
-    (lines,) = blocks("python", (PROJECT_ROOT / "results" / "README.md").read_text())
+    _, lines = blocks("python", (PROJECT_ROOT / "results" / "README.md").read_text())
     script = f"""
 import sys
 sys.modules["fetal_utils"] = None  # an import of it fails
